@@ -1,0 +1,73 @@
+"""Axis letters, tensor aliases and the base of every configuration group.
+
+Axis letters used in annotations and as lower-case suffixes of local names:
+b batch, h/w pixels, n code positions (tokens) of one face, d code width, k codes of the codebook,
+e width of an embedding, c channels. Images are RGB float in [-1, 1] unless a docstring says otherwise.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Image = Float[Tensor, "b 3 h w"]
+Mask = Float[Tensor, "b 1 h w"]
+FeatureMap = Float[Tensor, "b d h w"]
+Latent = Float[Tensor, "b n d"]
+Logits = Float[Tensor, "b n k"]
+Codes = Int[Tensor, "b n"]
+Codebook = Float[Tensor, "k d"]
+Embedding = Float[Tensor, "b e"]
+Flags = Bool[Tensor, " b"]
+Scalar = Float[Tensor, ""]
+
+VARIANTS = ("ours", "no_codebook", "no_symmetry", "hard", "gumbel")
+
+# Label ids of the 19-class face parsing used by the whole field (METHOD §D.5); every parsing network is mapped to it.
+FACE_CLASSES = (1, 2, 3, 4, 5, 10, 11, 12, 13)
+FEATURE_CLASSES = (2, 3, 4, 5, 10, 11, 12, 13)
+PARSING_LABELS = {
+    0: "background", 1: "skin", 2: "left brow", 3: "right brow", 4: "left eye", 5: "right eye", 6: "glasses",
+    7: "left ear", 8: "right ear", 9: "earring", 10: "nose", 11: "inner mouth", 12: "upper lip", 13: "lower lip",
+    14: "neck", 15: "necklace", 16: "cloth", 17: "hair", 18: "hat",
+}  # fmt: skip
+
+
+class Config(BaseModel):
+    """A group of parameters: immutable, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reconstruction(NamedTuple):
+    """What Stage 1 makes of an image, with the latents its losses need."""
+
+    image: Image
+    z: Latent
+    z_q: Latent
+    codes: Codes
+
+
+class SwappedCodes(NamedTuple):
+    """What Stage 2 makes of two faces' latents; `xy` = identity of x, everything else of y (METHOD §0).
+
+    `ba` stands at side a's token positions and `ab` at side b's. `logits_*` is None without a code selector.
+    A one-sided variant (`no_symmetry`) leaves the `ba` fields None.
+    """
+
+    z_q_ab: Latent
+    z_q_ba: Latent | None
+    logits_ab: Logits | None
+    logits_ba: Logits | None
+
+
+class Swap(NamedTuple):
+    """The whole method's result in both directions: naive decodings, soft masks and the blended images (Eq. 14)."""
+
+    image_ab: Image
+    image_ba: Image | None
+    naive_ab: Image
+    naive_ba: Image | None
+    mask_b: Mask | None
+    mask_a: Mask | None
