@@ -41,12 +41,16 @@ class Config(BaseModel):
 
 
 class Reconstruction(NamedTuple):
-    """What Stage 1 makes of an image, with the latents its losses need."""
+    """What Stage 1 makes of an image, with the latents its losses need.
+
+    `head` is the detached input of the decoder's last convolution, for the adaptive weight of Eq. 2.
+    """
 
     image: Image
     z: Latent
     z_q: Latent
     codes: Codes
+    head: FeatureMap
 
 
 class SwappedCodes(NamedTuple):
