@@ -1,0 +1,100 @@
+"""Stage 2 and the second half of Stage 3: what a good swap is (Eq. 9-13, METHOD §B.3).
+
+`xy` = identity of x, everything else of y. Arguments come as (result, what it should equal), ab first. Without the ba
+pair, as in the one-sided variant, each loss is its ab term alone.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from codeswap.losses.codebook import Norm, difference
+from codeswap.losses.image import Features, feature_norm
+from codeswap.types import Embedding, Flags, Image, Latent, Mask, Scalar
+
+
+def swap_loss(
+    reconstruction: Scalar,
+    identity: Scalar,
+    perceptual: Scalar,
+    expression: Scalar,
+    cycle: Scalar,
+    *,
+    identity_weight: float = 1.5,
+    perceptual_weight: float = 2e-3,
+    expression_weight: float = 0.5,
+) -> Scalar:
+    """Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc."""
+    weighted = identity_weight * identity + perceptual_weight * perceptual + expression_weight * expression
+    return reconstruction + weighted + cycle
+
+
+def _both(ab: Tensor, ba: Tensor | None) -> Tensor:
+    return ab if ba is None else (ab + ba) / 2
+
+
+def identity_loss(
+    e_ab: Embedding, e_a: Embedding, e_ba: Embedding | None = None, e_b: Embedding | None = None
+) -> Scalar:
+    """Eq. (10): 1 - (cos(E(I_a), E(I_ab)) + cos(E(I_b), E(I_ba))) / 2. Embeddings need not be normalised."""
+    ab = 1 - F.cosine_similarity(e_ab, e_a).mean()
+    return _both(ab, None if e_ba is None else 1 - F.cosine_similarity(e_ba, e_b).mean())
+
+
+def reconstruction_loss(
+    image_ab: Image,
+    image_b: Image,
+    image_ba: Image | None = None,
+    image_a: Image | None = None,
+    *,
+    same: Flags,
+    normalise: Literal["batch", "same"] = "batch",
+) -> Scalar:
+    """Eq. (11): (||I_ba - I_a||_1 + ||I_ab - I_b||_1) / 2 where I_a = I_b, else 0; mean per pixel.
+
+    `batch` divides by all pairs, as printed; `same` by the pairs of equal images of this call (0 without any).
+    """
+    ab = (image_ab - image_b).abs().flatten(1).mean(dim=1)
+    ba = None if image_ba is None else (image_ba - image_a).abs().flatten(1).mean(dim=1)
+    per_pair = _both(ab, ba) * same
+    return per_pair.mean() if normalise == "batch" else per_pair.sum() / same.sum().clamp(min=1)
+
+
+def perceptual_loss(f_ab: Features, f_b: Features, f_ba: Features | None = None, f_a: Features | None = None) -> Scalar:
+    """Eq. (9), L_per: the norm of Eq. (3) between each swap and its target face, over all pairs."""
+    ab = feature_norm(f_ab, f_b).mean()
+    return _both(ab, None if f_ba is None else feature_norm(f_ba, f_a).mean())
+
+
+def expression_loss(
+    x_ab: Embedding, x_b: Embedding, x_ba: Embedding | None = None, x_a: Embedding | None = None
+) -> Scalar:
+    """Eq. (12): (||E_exp(I_a) - E_exp(I_ba)||_2 + ||E_exp(I_b) - E_exp(I_ab)||_2) / 2; plain norms, not squared."""
+    ab = _distance(x_ab, x_b).mean()
+    return _both(ab, None if x_ba is None else _distance(x_ba, x_a).mean())
+
+
+def _distance(x: Embedding, y: Embedding) -> Tensor:
+    return ((x - y).square().sum(dim=1) + 1e-12).sqrt()  # the norm's gradient is undefined at equal embeddings
+
+
+def cycle_loss(
+    z_bab: Latent, z_b: Latent, z_aba: Latent | None = None, z_a: Latent | None = None, *, norm: Norm = "mse"
+) -> Scalar:
+    """Eq. (13): ||Z_q^aba - Z^a|| + ||Z_q^bab - Z^b||, a sum, not an average. Targets are detached.
+
+    `mse` by default. Soft codes lie in the codebook's convex hull, so the floor is above 0 (METHOD §B.1).
+    """
+    bab = difference(z_bab, z_b.detach(), norm)
+    return bab if z_aba is None else bab + difference(z_aba, z_a.detach(), norm)
+
+
+def background_loss(image_ab: Image, image_b: Image, outside_b: Mask) -> Scalar:
+    """Off-paper: mean |I_ab - I_b| outside the face; `outside_b` is 1 on what must not change."""
+    return ((image_ab - image_b).abs() * outside_b).mean()
+
+
+def embedding_loss(e_ab: Embedding, e_a: Embedding) -> Scalar:
+    """Off-paper: half the mean squared distance of raw embeddings; pulls on their length too, which cosine cannot."""
+    return (e_ab - e_a).square().mean() / 2
