@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from codeswap.data.synthetic_face import paint_face
-from codeswap.data.synthetic_geometry import between, cast, signed, view
+from codeswap.data.synthetic_geometry import cast, signed, view
 from codeswap.data.synthetic_parameters import (
     ATTRIBUTES,
     IDENTITY,

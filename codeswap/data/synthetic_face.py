@@ -5,7 +5,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from codeswap.data.synthetic_geometry import EYE_Y, Surface, View, between, bump, coverage, nose_tip, signed
+from codeswap.data.synthetic_geometry import (
+    EYE_Y,
+    Surface,
+    View,
+    bell,
+    bend,
+    between,
+    bump,
+    coverage,
+    eye_spacing,
+    nose_tip,
+    rise,
+    signed,
+)
 from codeswap.data.synthetic_parameters import Attributes, Identity
 
 Palette = tuple[tuple[float, float, float], ...]
@@ -22,6 +35,15 @@ class Painted(NamedTuple):
     image: Tensor
     coverage: Tensor
     parts: dict[int, Tensor]  # PARSING_LABELS id -> (b, 1, h, w), in painting order
+
+
+class Canvas(NamedTuple):
+    """What every part of the face is painted on; the albedo is painted in place."""
+
+    albedo: Tensor
+    skin: Tensor
+    front: Tensor  # 0 on the far side of the head, where no features are
+    pixel: Tensor
 
 
 def palette(colours: Palette, t: Tensor) -> Tensor:
@@ -46,29 +68,31 @@ def skin_colour(identity: Identity) -> Tensor:
 def paint_face(view: View, surface: Surface, identity: Identity, attribute: Attributes) -> Painted:
     """Albedo first, in layers from the skin up, then light."""
     skin, pixel = skin_colour(identity), view.pixel
-    front = (surface.z * 6).clamp(0, 1)  # no features on the far side of the head
-    brow_colour = palette(BROWS, identity.brow_colour)
+    front = (surface.z * 6 + 0.2).clamp(0, 1)
+    brow_colour = palette(BROWS, identity.brow_colour * between(0.3, 1.0, identity.skin_tone))
     albedo = skin.expand(-1, -1, *surface.x.shape[-2:]).clone(memory_format=torch.contiguous_format)
-    _paint_skin(albedo, surface, identity, skin, front, pixel)
-    mouth = _paint_mouth(albedo, surface, identity, attribute, skin, brow_colour, front, pixel)
-    eyes, wet = _paint_eyes(albedo, surface, identity, attribute, skin, front, pixel)
-    brows = _paint_brows(albedo, surface, identity, attribute, brow_colour, front, pixel)
-    nose = _paint_nose(albedo, surface, identity, skin, front, pixel)
+    canvas = Canvas(albedo, skin, front, pixel)
+    _paint_skin(canvas, surface, identity)
+    mouth = _paint_mouth(canvas, surface, identity, attribute, brow_colour)
+    eyes, wet = _paint_eyes(canvas, surface, identity, attribute)
+    brows = _paint_brows(canvas, surface, identity, attribute, brow_colour)
+    nose = _paint_nose(canvas, surface, identity)
     ambient = between(0.50, 0.72, attribute.ambient)
-    light = ambient + (1.10 - ambient) * surface.diffuse
-    gloss = 0.10 * surface.gloss + 0.9 * wet
+    light = ambient + (1.06 - ambient) * surface.diffuse
+    gloss = 0.05 * surface.gloss + 0.9 * wet
     parts = {1: torch.ones_like(eyes), 10: nose, 2: brows, 4: eyes, 12: mouth}
     return Painted(albedo.mul_(light).add_(gloss * light), surface.coverage, parts)
 
 
-def _paint_skin(albedo: Tensor, surface: Surface, identity: Identity, skin: Tensor, front: Tensor, pixel: Tensor) -> None:
+def _paint_skin(canvas: Canvas, surface: Surface, identity: Identity) -> None:
+    albedo, skin, front, pixel = canvas
     x, y, side = surface.x, surface.y, surface.x.abs()
     blush = bump(side - 0.27, y + 0.13, 0.13, 0.11) * (0.08 + 0.32 * identity.blush)
     albedo.lerp_(skin * colour(1.06, 0.72, 0.70, skin), blush)
-    speckle = (torch.sin(x * 61 + 9 * y) * torch.sin(y * 57 - 11 * x.abs()) - 0.35).clamp_(min=0)
+    speckle = (torch.sin(side * 61 + 9 * y) * torch.sin(y * 57 - 11 * side) - 0.35).clamp_(min=0)
     freckles = speckle * bump(side - 0.17, y + 0.07, 0.20, 0.11) * ((identity.freckles - 0.6) * 2.2).clamp(min=0)
     albedo.lerp_(skin * colour(0.62, 0.46, 0.40, skin), freckles.mul_(front))
-    socket = bump(side - between(0.185, 0.235, identity.eye_spacing), y - EYE_Y + 0.01, 0.13, 0.085)
+    socket = bump(side - eye_spacing(identity), y - EYE_Y + 0.01, 0.13, 0.085)
     albedo.lerp_(skin * colour(0.74, 0.62, 0.62, skin), 0.35 * socket)
     radius = ((identity.mole_size - 0.5) * 0.075).clamp(min=0)
     away = torch.sqrt((x - between(-0.33, 0.33, identity.mole_x)) ** 2
@@ -77,13 +101,11 @@ def _paint_skin(albedo: Tensor, surface: Surface, identity: Identity, skin: Tens
     albedo.lerp_(skin * colour(0.42, 0.30, 0.27, skin), mole.mul_(front))
 
 
-def _paint_mouth(
-    albedo: Tensor, surface: Surface, identity: Identity, attribute: Attributes, skin: Tensor, hair: Tensor,
-    front: Tensor, pixel: Tensor,
-) -> Tensor:  # fmt: skip
+def _paint_mouth(canvas: Canvas, surface: Surface, identity: Identity, attribute: Attributes, hair: Tensor) -> Tensor:
     """Beard, moustache, lips, and what an open mouth shows. Returns the mouth's coverage."""
+    albedo, skin, front, pixel = canvas
     x, y, side = surface.x, surface.y, surface.x.abs()
-    smile, opening = signed(attribute.smile), attribute.mouth_open
+    smile, opening = bend(attribute), attribute.mouth_open
     centre = between(-0.375, -0.315, identity.mouth_height)
     width = between(0.125, 0.20, identity.mouth_width) * (1 + 0.16 * smile)
     across = (x / width) ** 2
@@ -91,17 +113,17 @@ def _paint_mouth(
     line = centre + smile * 0.11 * (across.clamp(max=1.3) - 0.45)
     gap = opening * 0.115 * profile.sqrt()
     thickness = between(0.018, 0.048, identity.lip_thickness)
-    bow = 1 - 0.30 * torch.exp(-((x / 0.028) ** 2)) + 0.18 * torch.exp(-(((side - 0.05) / 0.035) ** 2))
+    bow = 1 - 0.30 * bell(x / 0.028) + 0.18 * bell((side - 0.05) / 0.035)
     inner_top, inner_bottom = line + 0.30 * gap, line - 0.95 * gap
     top = inner_top + thickness * profile * bow
     bottom = inner_bottom - 1.3 * thickness * profile.sqrt() * (profile + 0.25) / 1.25
     inside = front * coverage(width - side, pixel)
 
     beard = ((identity.beard - 0.5) * 2).clamp(min=0)
-    grain = 0.90 + 0.10 * torch.sin(x * 83 + 5 * torch.sin(y * 37)) * torch.sin(y * 71 + 4 * torch.sin(x * 29))
-    jaw = torch.sigmoid((-0.20 - y + 0.55 * side * side - 0.09 * (1 - side / 0.25).clamp(min=0)) * 32)
-    bare = torch.sigmoid((torch.maximum((side - 1.25 * width) * 0.9, torch.maximum(y - top, bottom - 0.02 - y))) * 60)
-    albedo.lerp_(hair * 0.9, front * jaw * bare * grain * beard.sqrt() * 0.82)
+    grain = 0.90 + 0.10 * torch.cos(x * 83) * torch.sin(y * 71 + 4 * torch.cos(x * 29))
+    jaw = rise(-0.20 - y + 0.55 * side * side - 0.09 * (1 - side / 0.25).clamp(min=0), 0.035)
+    bare = rise(torch.maximum((side - 1.25 * width) * 0.9, torch.maximum(y - top, bottom - 0.02 - y)), 0.02)
+    albedo.lerp_(hair * 0.9, (front * 4).clamp(max=1) * jaw * bare * grain * beard.sqrt() * 0.82)
     moustache = ((identity.moustache - 0.6) * 2.5).clamp(0, 1)
     above = torch.minimum(torch.minimum(y - top, top + 0.085 - 0.20 * side - y), 1.15 * width - side)
     albedo.lerp_(hair * 0.9, coverage(above, pixel, 2.0) * moustache * grain * front * 0.88)
@@ -122,26 +144,26 @@ def _paint_mouth(
     albedo.lerp_(lips * 0.38, closed * 0.85)
     corner = bump(side - width, y - line - 0.02 * smile, 0.025, 0.025)
     albedo.lerp_(skin * colour(0.55, 0.42, 0.40, skin), corner * front * 0.5)
-    fold = bump((side - 1.35 * width - 0.45 * (centre + 0.10 - y).clamp(-0.2, 0.2)) * 1.0, y - centre - 0.07, 0.022, 0.09)
+    fold = bump(
+        (side - 1.35 * width - 0.45 * (centre + 0.10 - y).clamp(-0.2, 0.2)) * 1.0, y - centre - 0.07, 0.022, 0.09
+    )
     albedo.lerp_(skin * 0.62, fold * front * 0.40 * attribute.smile)
     return mouth.maximum(open_)
 
 
-def _paint_eyes(
-    albedo: Tensor, surface: Surface, identity: Identity, attribute: Attributes, skin: Tensor, front: Tensor,
-    pixel: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _paint_eyes(canvas: Canvas, surface: Surface, identity: Identity, attribute: Attributes) -> tuple[Tensor, Tensor]:
     """Eyeball, lids, lashes. Returns the coverage of the open eyes and of their highlights."""
+    albedo, skin, front, pixel = canvas
     x, y, side = surface.x, surface.y, surface.x.abs()
-    spacing = between(0.185, 0.235, identity.eye_spacing)
-    half_width = between(0.090, 0.130, identity.eye_size)
+    spacing = eye_spacing(identity)
+    half_width = between(0.088, 0.124, identity.eye_size)
     half_height = half_width * between(0.42, 0.70, identity.eye_shape)
     across = side - spacing
     level = y - EYE_Y - across * signed(identity.eye_tilt) * 0.20
     arc = 1 - (across / half_width) ** 2
     low = -0.60 * half_height * arc
     full = half_height * 1.15 * arc * (1 - 0.18 * across / half_width)
-    top = low + (full - low) * between(0.02, 1.0, attribute.eye_open)
+    top = low + (full - low) * between(0.02, 1.0, attribute.eye_open * (1.5 - 0.5 * attribute.eye_open))
     depth = torch.minimum(top - level, level - low)
     eye = front * coverage(depth, pixel)
 
@@ -149,16 +171,16 @@ def _paint_eyes(
     albedo.lerp_(skin * colour(0.84, 0.74, 0.73, skin), lid * 0.55)
     crease = front * coverage(0.006 - (level - full - 0.022).abs(), pixel, 1.5) * (arc > -0.15)
     albedo.lerp_(skin * 0.50, crease * 0.45)
-    white = colour(0.90, 0.88, 0.87, skin) * (1 - 0.30 * torch.exp(-(top - level).clamp(min=0) / 0.022))
+    white = colour(0.90, 0.88, 0.87, skin) * (1 - 0.30 * bell((top - level) / 0.035))
     albedo.copy_(torch.lerp(albedo, white, eye))
 
-    gaze_x, gaze_y = signed(attribute.gaze_x) * 0.050, signed(attribute.gaze_y) * 0.028
+    gaze_x, gaze_y = signed(attribute.gaze_x) * 0.046, signed(attribute.gaze_y) * 0.028
     from_x = x - torch.sign(x) * spacing - gaze_x
     from_y = y - EYE_Y - 0.006 - gaze_y
     away = torch.sqrt(from_x * from_x + from_y * from_y + 1e-9)
     radius = between(0.050, 0.062, identity.eye_size)
     iris = palette(IRIS, identity.iris)
-    ring = (away / radius).clamp(max=1) ** 4
+    ring = (away / radius).clamp_(max=1).square_().square_()
     albedo.copy_(torch.lerp(albedo, iris * (1.12 - 0.75 * ring), eye * coverage(radius - away, pixel)))
     albedo.lerp_(colour(0.03, 0.025, 0.03, skin), eye * coverage(0.45 * radius - away, pixel))
     shine_x = 0.35 * radius * signed(attribute.light_x)
@@ -172,28 +194,25 @@ def _paint_eyes(
     return eye, wet
 
 
-def _paint_brows(
-    albedo: Tensor, surface: Surface, identity: Identity, attribute: Attributes, hair: Tensor, front: Tensor,
-    pixel: Tensor,
-) -> Tensor:  # fmt: skip
+def _paint_brows(canvas: Canvas, surface: Surface, identity: Identity, attribute: Attributes, hair: Tensor) -> Tensor:
+    albedo, _, front, pixel = canvas
     x, y = surface.x, surface.y
-    across = x.abs() - between(0.185, 0.235, identity.eye_spacing) - 0.012
+    across = x.abs() - eye_spacing(identity) - 0.012
     half_width = between(0.12, 0.155, identity.eye_size)
     along = across / half_width
     raised = 0.060 * signed(attribute.brow_raise)
     height = EYE_Y + between(0.135, 0.175, identity.brow_height) + raised
-    height = height + between(0.0, 0.055, identity.brow_arch) * (1 - (along - 0.2) ** 2)
-    height = height + across * signed(identity.eye_tilt) * 0.18
+    height = height + between(0.0, 0.055, identity.brow_arch) * (1 - along * along) - 0.014 * along
+    height = height + across * signed(identity.eye_tilt) * 0.12
     thickness = between(0.012, 0.034, identity.brow_thickness) * (1 - 0.45 * along.clamp(-0.6, 1))
     brow = front * coverage(torch.minimum(thickness - (y - height).abs(), half_width - across.abs()), pixel, 1.4)
     albedo.lerp_(hair, brow * 0.88)
     return brow
 
 
-def _paint_nose(
-    albedo: Tensor, surface: Surface, identity: Identity, skin: Tensor, front: Tensor, pixel: Tensor
-) -> Tensor:
+def _paint_nose(canvas: Canvas, surface: Surface, identity: Identity) -> Tensor:
     """Nostrils and the shade under the tip; the nose itself is relief. Returns the nose's region."""
+    albedo, skin, front, pixel = canvas
     y, side, tip = surface.y, surface.x.abs(), nose_tip(identity)
     width = between(0.045, 0.08, identity.nose_width)
     under = bump(surface.x, y - tip + 0.065, 1.3 * width, 0.028) * front

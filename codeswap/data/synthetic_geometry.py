@@ -56,9 +56,22 @@ def coverage(distance: Tensor, pixel: Tensor, softness: float = 1.0) -> Tensor:
     return (distance / (pixel * softness) + 0.5).clamp_(0, 1)
 
 
+def bell(t: Tensor) -> Tensor:
+    """About exp(-t^2), but zero from |t| = 2 on: no exponential, and no denormal numbers, which are slow."""
+    fall = (1 - 0.25 * t * t).clamp_(min=0)
+    return fall.square_().square_()
+
+
 def bump(x: Tensor, y: Tensor, width: Tensor | float, height: Tensor | float) -> Tensor:
-    """exp(-(x/width)^2 - (y/height)^2)."""
-    return torch.exp(-((x / width) ** 2) - (y / height) ** 2)
+    """A smooth hill of about exp(-(x/width)^2 - (y/height)^2), zero beyond twice its width."""
+    across, up = x * (0.5 / width), y * (0.5 / height)
+    return (1 - across * across - up * up).clamp_(min=0).square_().square_()
+
+
+def rise(x: Tensor, width: float) -> Tensor:
+    """A smooth step from 0 to 1 around x = 0, over 4 widths."""
+    t = (x * (0.25 / width) + 0.5).clamp_(0, 1)
+    return t * t * (3 - 2 * t)
 
 
 def view(attribute: Attributes, size: int) -> View:
@@ -97,22 +110,32 @@ def rotation(attribute: Attributes) -> list[list[Tensor]]:
     return [[cy, -sy * sp, sy * cp], [torch.zeros_like(cy), cp, sp], [-sy, -cy * sp, cy * cp]]
 
 
+def bend(attribute: Attributes) -> Tensor:
+    """How far the mouth's corners go up: -0.6 (frown) .. 1 (broad smile), (b, 1, 1, 1)."""
+    return between(-0.6, 1.0, attribute.smile)
+
+
 def relief(x: Tensor, y: Tensor, identity: Identity, smile: Tensor) -> Tensor:
     """Height of the skin above the ellipsoid at face position (x, y): nose, cheeks, eye sockets, lips, chin."""
     side = x.abs()
     tip = nose_tip(identity)
     width = between(0.045, 0.08, identity.nose_width)
-    ridge = torch.exp(-((x / between(0.034, 0.052, identity.nose_bridge)) ** 2))
-    slope = ((EYE_Y + 0.05 - y) / (EYE_Y + 0.05 - tip)).clamp(0, 1) * torch.sigmoid((y - tip + 0.02) * 45)
-    nose = 0.10 * ridge * slope + 0.062 * bump(x, y - tip, width, 0.055)
+    ridge = bell(x / between(0.034, 0.052, identity.nose_bridge))
+    slope = ((EYE_Y + 0.05 - y) / (EYE_Y + 0.05 - tip)).clamp(0, 1) * rise(y - tip + 0.02, 0.025)
+    nose = 0.085 * ridge * slope + 0.062 * bump(x, y - tip, width, 0.055)
     nose = nose + 0.036 * bump(side - width * 1.02, y - tip + 0.012, 0.034, 0.034)
-    eyes = -0.050 * bump(side - between(0.185, 0.235, identity.eye_spacing), y - EYE_Y, 0.11, 0.075)
+    eyes = -0.050 * bump(side - eye_spacing(identity), y - EYE_Y, 0.11, 0.075)
     cheek = between(0.015, 0.05, identity.cheeks) + 0.022 * smile
     cheeks = cheek * bump(side - 0.30, y + 0.13 - 0.03 * smile, 0.13, 0.12)
     mouth_y = between(-0.375, -0.315, identity.mouth_height)
     mouth = 0.030 * bump(x, y - mouth_y, 0.17, 0.085)
     chin = 0.040 * bump(x, y + 0.60, 0.12, 0.09)
     return nose + eyes + cheeks + mouth + chin
+
+
+def eye_spacing(identity: Identity) -> Tensor:
+    """Distance of an eye from the face's middle line, (b, 1, 1, 1)."""
+    return between(0.17, 0.215, identity.eye_spacing)
 
 
 def nose_tip(identity: Identity) -> Tensor:
@@ -123,7 +146,7 @@ def nose_tip(identity: Identity) -> Tensor:
 def cast(view: View, identity: Identity, attribute: Attributes) -> Surface:
     """Meets each pixel's ray with the head ellipsoid (narrowed towards the chin), then with its relief."""
     turn = rotation(attribute)
-    radii = (between(0.49, 0.60, identity.face_width), between(0.68, 0.76, identity.face_height), DEPTH)
+    radii = (between(0.435, 0.54, identity.face_width), between(0.63, 0.72, identity.face_height), DEPTH)
     x, y = view.x / _taper(view.y / radii[1], identity, attribute), view.y
     inverse = [1 / radius**2 for radius in radii]
     form = {
@@ -140,7 +163,7 @@ def cast(view: View, identity: Identity, attribute: Attributes) -> Surface:
     # What stands out of the ellipsoid is seen displaced when the head turns: a wide bump carries nose and mouth along.
     lift = 0.17 * bump(px, py - nose_tip(identity), 0.17, 0.24) / turn[2][2]
     px, py = px + lift * turn[2][0], py + lift * turn[2][1]
-    height = relief(px, py, identity, signed(attribute.smile))
+    height = relief(px, py, identity, bend(attribute))
     step_y, step_x = torch.gradient(height, dim=(-2, -1))
     grad_u, grad_v = step_x / view.pixel, -step_y / view.pixel
     grad_x = grad_u * view.cos_roll + grad_v * view.sin_roll
@@ -161,15 +184,16 @@ def cast(view: View, identity: Identity, attribute: Attributes) -> Surface:
         z=pz,
         normal=(nx, ny, nz),
         diffuse=((cosine + 0.25) / 1.25).clamp(min=0),
-        gloss=mirror**16,
+        gloss=mirror.square_().square_().square_().square_(),
     )
 
 
 def _taper(height: Tensor, identity: Identity, attribute: Attributes) -> Tensor:
-    """Width of the head relative to the ellipsoid's at a relative height in [-1, 1]: full above the eyes, less below."""
+    """Width relative to the ellipsoid's at a relative height in [-1, 1]: full above the eyes, less below."""
     pitch = signed(attribute.pitch)
     down = (0.08 * pitch - height).clamp(0, 1.2)
     jaw = between(0.02, 0.36, identity.jaw) * down * down
-    chin = between(0.0, 0.22, identity.chin) * down**4
+    square = down * down
+    chin = between(0.0, 0.22, identity.chin) * square * square
     full = 0.10 * (1 - identity.jaw) * (down * (1 - down)).clamp(min=0)
     return 1 - jaw - chin + full

@@ -99,7 +99,7 @@ MIRRORED_ATTRIBUTES = [
 
 
 def _uniforms(start: int, count: int, width: int, seed: int, stream: int) -> Tensor:
-    """(count, width) numbers in [0, 1): a counter-based hash (splitmix64), so row `start + i` never depends on `count`."""
+    """(count, width) numbers in [0, 1) by a counter-based hash, so a row depends on its number alone."""
     if start < 0 or count < 0 or seed < 0:
         raise ValueError(f"start {start}, count {count} and seed {seed} must not be negative")
     counter = np.arange(start * width, (start + count) * width, dtype=np.uint64)
