@@ -183,8 +183,9 @@ class Codebook(nn.Module):
         self.weight[dead] = vectors[: len(dead)].to(self.weight)
         self.usage[dead] = mean
         if self.config.update == "ema":
-            self.ema_count[dead] = self.ema_count.mean()
-            self.ema_total[dead] = self.weight[dead] * self.ema_count.mean()
+            count = self.ema_count.mean()
+            self.ema_count[dead] = count
+            self.ema_total[dead] = self.weight[dead] * count
         return len(dead)
 
     @torch.no_grad()
