@@ -1,0 +1,68 @@
+"""The networks that judge, none of them used in training but the one that says so (METHOD §F.2)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from codeswap.evaluate.baselines import face_of
+from codeswap.evaluate.results import NetworkName
+from codeswap.perception import roles
+from codeswap.types import Embedding, Image
+
+# `identity_train` judges too, as the column "seen": how far a swapper has only learnt to please its own loss.
+ROLES = ("identity_eval", "identity_train", "expression_eval", "pose", "features", "parsing")
+
+
+class Judgement(NamedTuple):
+    """What the networks see in some images; identity vectors have unit length, pose is in degrees."""
+
+    identity: Embedding
+    identity_seen: Embedding
+    expression: Float[Tensor, "b x"]
+    pose: Float[Tensor, "b 3"]
+    features: Float[Tensor, "b f"]
+
+
+class Judges:
+    """The evaluation roles. `networks` names the file behind each."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device) -> None:
+        self._networks = {role: networks[role].to(device) for role in ROLES}
+        self.networks = {
+            role: NetworkName(name=network.name, sha256=network.sha256) for role, network in self._networks.items()
+        }
+        name = self.networks["features"].name
+        # Only the Inception network of the FID paper may give a number that is called FID.
+        self.frechet_name = "fid" if name.startswith("inception-2015-12-05") else f"fd_{name}"
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> "Judges":
+        """The networks in `folder`, verified. Raises ValueError naming a role that nothing fills."""
+        return cls({role: roles.load(folder, role) for role in ROLES}, device)
+
+    @torch.no_grad()
+    def identity(self, image: Image, role: str = "identity_eval") -> Embedding:
+        """Unit vector of f(x) ++ f(mirrored x), which cancels what differs between a face's two sides."""
+        network = self._networks[role]
+        return F.normalize(torch.cat([network(image), network(image.flip(-1))], dim=1), dim=1)
+
+    @torch.no_grad()
+    def judge(self, image: Image) -> Judgement:
+        """All that is compared between a result, its source and its target. Images in [-1, 1]."""
+        return Judgement(
+            identity=self.identity(image),
+            identity_seen=self.identity(image, "identity_train"),
+            expression=self._networks["expression_eval"](image),
+            pose=self._networks["pose"](image),
+            features=self._networks["features"](image),
+        )
+
+    @torch.no_grad()
+    def face(self, image: Image) -> Bool[Tensor, "b 1 h w"]:
+        """Where the parsing network sees the face."""
+        return face_of(self._networks["parsing"].label_map(image))

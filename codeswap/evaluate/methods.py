@@ -1,0 +1,99 @@
+"""Every method's picture for a batch of pairs: the model, its parts, the baselines, the ground truth, the rivals."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from codeswap.evaluate.baselines import Truth, paste, read_results
+from codeswap.models.codeswap import CodeSwap
+from codeswap.models.vqgan import feature_map, tokens
+from codeswap.types import Image, Mask
+
+
+class Batch(NamedTuple):
+    """Some pairs. `truth` is None for photographs; `face` is where the target shows its face (exact if rendered)."""
+
+    pairs: Sequence[tuple[str, str]]
+    source: Image
+    target: Image
+    face: Bool[Tensor, "b 1 h w"]
+    truth: Truth | None
+
+
+class Pictures(NamedTuple):
+    """Each method's images, rounded to 8 bits as if read from a PNG, which of them are real results, and the masks."""
+
+    images: dict[str, Image]
+    there: dict[str, Bool[Tensor, " b"]]
+    mask: Mask | None
+
+
+def eight_bits(image: Image) -> Image:
+    """Clamped and rounded to the 256 levels of a PNG, still in [-1, 1]: rivals come as PNG, so all are judged alike."""
+    return (image.clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+
+
+@torch.no_grad()
+def pictures(model: CodeSwap, batch: Batch, rivals: Mapping[str, Path], temperature: float) -> Pictures:
+    """All methods on one batch. `temperature` is that of the soft codes of the `*_soft` rows (Codebook.soft)."""
+    swapped, mask = _swap_onto_target(model, batch.source, batch.target)
+    images = {
+        **swapped,
+        "copy_target": batch.target,
+        "copy_source": batch.source,
+        "paste": paste(batch.source, batch.target, batch.face),
+        "target_through_codebook": through_codebook(model, batch.target, None),
+    }
+    if batch.truth is not None:
+        images["true_swap"] = batch.truth.image
+        images["true_swap_through_codebook"] = through_codebook(model, batch.truth.image, None)
+        images["true_swap_through_codebook_soft"] = through_codebook(model, batch.truth.image, temperature)
+    there = {name: image.isfinite().flatten(1).all(dim=1) for name, image in images.items()}
+    for name, folder in rivals.items():
+        image, found = read_results(folder, batch.pairs, batch.target.shape[-1])
+        images[name], there[name] = image.to(batch.target), found.to(batch.target.device)
+    return Pictures({name: eight_bits(image.nan_to_num()) for name, image in images.items()}, there, mask)
+
+
+def _swap_onto_target(model: CodeSwap, source: Image, target: Image) -> tuple[dict[str, Image], Mask | None]:
+    """`CodeSwap.swap` without the half that is not judged here, and the same codes taken by argmax (METHOD §C, Q1)."""
+    vqgan = model.vqgan
+    z_source, _ = vqgan.encoder_features(source)
+    z_target, target_features = vqgan.encoder_features(target)
+    codes = model.fusion(tokens(z_source), tokens(z_target), vqgan.codebook.weight)
+    image, naive, mask = model.paint(codes.z_q_ab, target, target_features)
+    images = {"swap": image}
+    if mask is not None:
+        images["swap_without_mask"] = naive
+    if codes.logits_ab is not None and model.fusion.variant != "hard":
+        nearest = vqgan.codebook.lookup(codes.logits_ab.argmax(dim=-1))
+        images["swap_hard_codes"] = model.paint(nearest, target, target_features)[0]
+    return images, mask
+
+
+def through_codebook(model: CodeSwap, image: Image, temperature: float | None) -> Image:
+    """Encoded, taken to the nearest codes (None) or soft ones, decoded: the ceiling that Stage 1 sets for Stage 2."""
+    vqgan = model.vqgan
+    z = tokens(vqgan.encode(image))
+    codes = vqgan.codebook
+    z_q = codes.lookup(codes.nearest(z)) if temperature is None else codes.soft(z, temperature)
+    return vqgan.decode(feature_map(z_q))
+
+
+@torch.no_grad()
+def exchange_error(model: CodeSwap, a: Image, b: Image) -> float | None:
+    """Largest difference between I_ab of swap(a, b) and of swap(b, a), images in 0..1; None for a one-sided variant."""
+    forward, backward = model.swap(a, b), model.swap(b, a)
+    if forward.image_ba is None or backward.image_ba is None:
+        return None
+    return (
+        max(
+            float((forward.image_ab - backward.image_ba).abs().max()),
+            float((forward.image_ba - backward.image_ab).abs().max()),
+        )
+        / 2
+    )  # [-1, 1] -> 0..1

@@ -1,0 +1,195 @@
+"""Metrics files -> reports/: tables, pictures, curves and plain sentences, as one web page and as Markdown."""
+
+import base64
+import csv
+import html
+import shutil
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from codeswap.evaluate import tables
+from codeswap.evaluate.figures import curves_figure, read_curve, save, trade_off_figure
+from codeswap.evaluate.findings import findings
+from codeswap.evaluate.results import Evaluation, measured, read_evaluations
+from codeswap.evaluate.tables import Table, as_html, as_markdown, as_text
+
+TERMINAL = "table.txt"
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:76rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{margin-top:2.5rem;border-bottom:1px solid #ccc}h3{margin-bottom:.4rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem;white-space:nowrap}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5}th{text-align:left;font-weight:600}
+thead th{text-align:right}thead th:first-child{text-align:left}
+img{max-width:100%;image-rendering:auto}img.pixels{image-rendering:pixelated}
+figcaption,.note{color:#666;font-size:.85rem}figure{margin:1rem 0}
+"""
+_OPENING = (
+    "Every number comes from `metrics/`; every row has been judged by the same networks on the same pairs. "
+    "A paste of the source's pixels needs no model and wins on identity alone, so it stands in every table: a swap has "
+    "to beat it on expression, pose and distance to the true swap."
+)
+_GRID_CAPTION = (
+    "Left to right: a third of the columns are the best pairs, a third lie around the median, a third are the worst, "
+    "by the mean of a pair's places in identity gained, pose error and expression error."
+)
+
+
+class Picture(NamedTuple):
+    """A figure of the report; `pixels` asks a browser not to smooth it."""
+
+    path: Path
+    caption: str
+    pixels: bool = False
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it, in order."""
+
+    title: str
+    parts: list[str | list[str] | Table | Picture]
+
+
+def write_report(metrics: Path, models: Path, out: Path) -> None:
+    """Writes index.html (self-contained), report.md, figures/, scores.csv and the terminal's table below `out`.
+
+    `models` is searched for the training stages' `curve.csv`; none is fine. Raises ValueError without metrics.
+    """
+    evaluations = read_evaluations(metrics)
+    shutil.rmtree(out / "figures", ignore_errors=True)
+    (out / "figures").mkdir(parents=True)
+    sections = [_test_set(list(same), metrics, out) for _, same in groupby(evaluations, key=lambda e: e.testset)]
+    if curves := _curves(models, out):
+        sections.append(Section("Training", curves))
+    licences = sorted({f"{name}: {text}" for e in evaluations for name, text in _licences(e)})
+    sections.append(
+        Section(
+            "Lineage",
+            [
+                tables.networks_table(evaluations),
+                tables.lineage_table(evaluations),
+                "Licences of the test faces",
+                licences,
+            ],
+        )
+    )
+    (out / "index.html").write_text(_page(sections))
+    (out / "report.md").write_text(_markdown(sections, out))
+    (out / TERMINAL).write_text(_terminal(evaluations))
+    _write_scores(out / "scores.csv", evaluations)
+
+
+def show(out: Path) -> str:
+    """The result tables for a terminal. Raises ValueError when no report has been written."""
+    if not (out / TERMINAL).exists():
+        raise ValueError(f"{out / TERMINAL} does not exist: run `dvc repro report` first")
+    return (out / TERMINAL).read_text()
+
+
+def _test_set(evaluations: list[Evaluation], metrics: Path, out: Path) -> Section:
+    first = evaluations[0]
+    parts: list[str | list[str] | Table | Picture] = [findings(first), tables.methods_table(first)]
+    for evaluation in evaluations:
+        grid = metrics / evaluation.variant / f"{evaluation.testset}.grid.png"
+        if grid.exists():
+            copy = out / "figures" / f"{evaluation.testset}-{evaluation.variant}.png"
+            shutil.copyfile(grid, copy)
+            parts.append(Picture(copy, f"Variant {evaluation.variant}. {_GRID_CAPTION}", pixels=True))
+    trade_off = out / "figures" / f"{first.testset}-trade-off.png"
+    save(trade_off_figure(first), trade_off)
+    parts.append(Picture(trade_off, "Identity against pose and expression; bars are 95 % intervals."))
+    parts.append(tables.variants_table(evaluations))
+    second = tables.methods_table(first, measured([first], tables.SECOND_COLUMNS))
+    parts.append(second._replace(title=f"{first.testset}: further measures (variant `{first.variant}`)"))
+    for evaluation in evaluations[1:]:
+        parts += [tables.methods_table(evaluation), findings(evaluation)]
+    return Section(f"Test set {first.testset}", parts)
+
+
+def _curves(models: Path, out: Path) -> list[str | list[str] | Table | Picture]:
+    pictures: list[str | list[str] | Table | Picture] = []
+    for path in sorted(models.glob("**/curve.csv")):
+        name = "-".join(path.parent.relative_to(models).parts)
+        if curves := read_curve(path):
+            picture = out / "figures" / f"curve-{name}.png"
+            save(curves_figure(curves, f"{name}, over samples seen"), picture)
+            pictures.append(Picture(picture, f"Training curves of {name}."))
+    return pictures
+
+
+def _licences(evaluation: Evaluation) -> list[tuple[str, str]]:
+    licences = evaluation.data.get("licences")
+    return [(name, str(text)) for name, text in licences.items()] if isinstance(licences, dict) else []
+
+
+def _page(sections: Sequence[Section]) -> str:
+    body = []
+    for section in sections:
+        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        for part in section.parts:
+            match part:
+                case Table():
+                    body.append(as_html(part) if part.rows else "")
+                case Picture():
+                    data = base64.b64encode(part.path.read_bytes()).decode()
+                    kind = " class=pixels" if part.pixels else ""
+                    caption = html.escape(part.caption)
+                    body.append(
+                        f'<figure><img{kind} alt="{caption}" src="data:image/png;base64,{data}">'
+                        f"<figcaption>{caption}</figcaption></figure>"
+                    )
+                case list():
+                    body.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in part) + "</ul>")
+                case str():
+                    body.append(f"<p>{html.escape(part)}</p>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>CodeSwap: report</title>'
+        '<meta name="viewport" content="width=device-width">'
+        f"<style>{_STYLE}</style></head><body><h1>CodeSwap: report</h1><p>{html.escape(_OPENING)}</p>"
+        + "\n".join(body)
+        + "</body></html>\n"
+    )
+
+
+def _markdown(sections: Sequence[Section], out: Path) -> str:
+    lines = ["# CodeSwap: report", _OPENING]
+    for section in sections:
+        lines.append(f"## {section.title}")
+        for part in section.parts:
+            match part:
+                case Table():
+                    lines += [as_markdown(part)] if part.rows else []
+                case Picture():
+                    lines.append(f"![{part.caption}]({part.path.relative_to(out).as_posix()})\n\n{part.caption}")
+                case list():
+                    lines.append("\n".join(f"- {line}" for line in part))
+                case str():
+                    lines.append(part)
+    return "\n\n".join(lines) + "\n"
+
+
+def _terminal(evaluations: Sequence[Evaluation]) -> str:
+    """Per test set: the methods of its first variant, one row per further variant, and what it comes to."""
+    blocks = []
+    for _, same in groupby(evaluations, key=lambda e: e.testset):
+        first, *others = same
+        names = measured([first, *others], tables.TERMINAL_COLUMNS)
+        table = tables.methods_table(first, names, interval=False)
+        for other in others:
+            row = tables.methods_table(other, names, interval=False).rows[0]
+            table.rows.append((f"variant {other.variant}", *row[1:]))
+        note = f"{first.pairs} pairs, gallery of {first.protocol.gallery}, pair list {first.pair_list_sha256[:12]}."
+        blocks.append("\n".join([as_text(table._replace(note=note)), "", *findings(first)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _write_scores(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """All estimates as one long table, for `dvc plots` and spreadsheets."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["testset", "variant", "method", "metric", "value", "low", "high", "n"])
+        for e in evaluations:
+            for method, estimates in e.methods.items():
+                for name, x in estimates.items():
+                    writer.writerow([e.testset, e.variant, method, name, x.value, x.low, x.high, x.n])

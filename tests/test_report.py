@@ -1,0 +1,193 @@
+"""The report says what the metrics files say: readable tables, and sentences that are not kinder than the numbers."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from codeswap.evaluate.findings import findings
+from codeswap.evaluate.report import show, write_report
+from codeswap.evaluate.results import (
+    Estimate,
+    Evaluation,
+    NetworkName,
+    PairListFacts,
+    read_evaluations,
+    write_evaluation,
+)
+from codeswap.evaluate.tables import METHODS, cell, methods_table, variants_table
+
+ROOT = Path(__file__).parent.parent
+_NAMES = ("id_retrieval", "id_similarity", "pose_deg", "expression_l2", "face_l1_true_swap")
+GOOD = dict(zip(_NAMES, (0.6, 0.7, 3.0, 0.2, 0.05), strict=True))
+ROWS = {
+    "swap": GOOD,
+    "swap_without_mask": {**GOOD, "pose_deg": 2.5},
+    "copy_target": dict(zip(_NAMES, (0.0, 0.1, 0.0, 0.0, 0.2), strict=True)),
+    "copy_source": dict(zip(_NAMES, (0.9, 1.0, 20.0, 0.8, 0.3), strict=True)),
+    "paste": dict(zip(_NAMES, (0.8, 0.9, 12.0, 0.6, 0.2), strict=True)),
+    "true_swap": dict(zip(_NAMES, (0.9, 0.9, 1.0, 0.1, 0.0), strict=True)),
+    "true_swap_through_codebook": {**GOOD, "face_l1_true_swap": 0.03},
+    "rival": {**GOOD, "id_retrieval": 0.5},
+}
+
+
+def evaluation(variant: str = "ours", testset: str = "faces", **swap: float) -> Evaluation:
+    """An evaluation with every interval one twentieth to each side of its value."""
+    rows = {**ROWS, "swap": {**GOOD, **swap}}
+    methods = {
+        method: {
+            "id_median_rank": Estimate(value=2, low=1, high=3, n=200),
+            "failures": Estimate(value=0, n=200),
+            "fd_ours": Estimate(value=4.2, n=200),
+            **{name: Estimate(value=v, low=v * 0.95, high=v * 1.05, n=200) for name, v in values.items()},
+        }
+        for method, values in rows.items()
+    }
+    return Evaluation(
+        variant=variant,
+        testset=testset,
+        pairs=200,
+        pair_list_sha256="ab" * 32,
+        protocol=PairListFacts(shape="identities", seed=2024, gallery=50),
+        networks={"pose": NetworkName(name="small-pose", sha256="cd" * 32)},
+        methods=methods,
+        models={"swap": {"config": {}, "weights_sha256": "ef" * 32, "lineage": {"codebook": "12" * 32}}},
+        data={"licences": {"faces": "CC0 <b>"}},
+    )
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    folder = tmp_path / "metrics"
+    for one in (evaluation(), evaluation("hard", id_retrieval=0.3), evaluation(testset="other")):
+        write_evaluation(folder, one)
+    Image.new("RGB", (8, 8)).save(folder / "ours" / "faces.grid.png")
+    curve = tmp_path / "models" / "swap" / "ours" / "curve.csv"
+    curve.parent.mkdir(parents=True)
+    curve.write_text("position,identity,cycle\n32,0.9,\n64,0.8,0.1\n96,0.7,0.05\n")
+    return folder
+
+
+def test_metrics_file_has_the_agreed_shape_and_comes_back(metrics: Path) -> None:
+    tree = json.loads((metrics / "ours" / "faces.json").read_text())
+    assert {"variant", "testset", "pairs", "pair_list_sha256", "networks", "methods"} <= tree.keys()
+    assert tree["networks"] == {"pose": {"name": "small-pose", "sha256": "cd" * 32}}
+    assert tree["methods"]["swap"]["id_retrieval"].keys() == {"value", "low", "high", "n"}
+    summary = json.loads((metrics / "ours" / "faces.summary.json").read_text())
+    assert summary["swap.id_retrieval"] == 0.6
+    assert [(e.testset, e.variant) for e in read_evaluations(metrics)] == [
+        ("faces", "ours"), ("faces", "hard"), ("other", "ours"),
+    ]  # fmt: skip
+    assert read_evaluations(metrics)[0] == evaluation()
+
+
+def test_methods_table_has_the_paste_and_the_rival_and_the_ground_truth() -> None:
+    table = methods_table(evaluation())
+    names = [row[0] for row in table.rows]
+    assert names[:3] == [METHODS["swap"], METHODS["swap_without_mask"], "rival"]
+    assert {METHODS["paste"], METHODS["true_swap"], METHODS["copy_target"]} <= set(names)
+    assert table.rows[0][table.header.index("ID retrieval ↑")] == "60.0 % [57.0, 63.0 %]"
+    assert table.rows[0][table.header.index("FD (ours) ↓")] == "4.2"
+    assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_variants_stand_beside_the_papers_numbers() -> None:
+    table = variants_table([evaluation(), evaluation("hard", id_retrieval=0.3)])
+    rows = {row[0]: row for row in table.rows}
+    assert rows["w/o Q1 (hard quantisation)"][1].startswith("30.0 %")
+    assert rows["w/o Q1 (hard quantisation)"][-5:] == ("97.7", ".5606", ".0299", ".0218", "20.93")
+    assert rows["w/o Q2 (Gumbel-softmax)"][1:3] == ("–", "–")
+    assert rows["ours"][-5:] == ("98.7", ".6118", ".0292", ".0187", "20.68")
+    assert rows["ours, w/o M"][-1] == "–"
+
+
+def test_cells_are_printed_in_their_units() -> None:
+    assert cell("pose_deg", Estimate(value=3.456, low=3, high=4, n=5)) == "3.46 [3.00, 4.00]"
+    assert cell("id_median_rank", Estimate(value=2.5, n=5)) == "2.5"
+    assert cell("id_similarity", None) == "–"
+
+
+def test_sentences_praise_a_swap_that_works() -> None:
+    identity, pose, expression, against, *_ = findings(evaluation())
+    assert identity.startswith("Identity moved to the source: the source is ranked first for 60.0 %")
+    assert pose.startswith("Pose stayed the target's, 85 % of the way")
+    assert expression.startswith("Expression stayed the target's")
+    assert re.search(r"better in .*pose.*; worse in ID retrieval", against)
+
+
+def test_sentences_do_not_praise_a_copy_of_the_target_or_of_the_source() -> None:
+    copy = findings(evaluation(**ROWS["copy_target"]))
+    assert copy[0].startswith("Identity did NOT move measurably")
+    other = findings(evaluation(**ROWS["copy_source"]))
+    assert other[1].startswith("Pose did NOT stay the target's")
+    assert other[2].startswith("Expression did NOT stay the target's")
+    towards = findings(evaluation(id_retrieval=0.0))
+    assert towards[0].startswith("Identity moved towards the source, but not far enough")
+
+
+def test_report_is_one_page_that_needs_nothing_else(metrics: Path, tmp_path: Path) -> None:
+    out = tmp_path / "reports"
+    write_report(metrics, tmp_path / "models", out)
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 4  # a grid, two trade-offs, one set of curves
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "CC0 &lt;b&gt;" in page
+    for expected in ("small-pose", "cdcdcdcdcdcd", "abababababab", "121212121212", "Test set other", "w/o Q1"):
+        assert expected in page
+    markdown = (out / "report.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
+    assert len(pictures) == 4
+    assert all((out / path).exists() for path in pictures)
+    assert "| CodeSwap | 60.0 % [57.0, 63.0 %] |" in markdown
+    with (out / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(ROWS) * 8
+    assert {row["variant"] for row in rows} == {"ours", "hard"}
+
+
+def test_terminal_table_lines_up(metrics: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run `dvc repro report` first"):
+        show(tmp_path / "reports")
+    write_report(metrics, tmp_path / "models", tmp_path / "reports")
+    text = show(tmp_path / "reports")
+    table = text.split("\n\n")[0].splitlines()
+    assert len({len(line) for line in table[1:-1]}) == 1
+    assert any(line.startswith("variant hard") for line in table)
+    assert "Identity moved to the source" in text
+
+
+def test_report_without_metrics_or_with_a_damaged_file_says_so(metrics: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no metrics under"):
+        write_report(tmp_path / "nowhere", tmp_path / "models", tmp_path / "reports")
+    (metrics / "ours" / "faces.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"faces\.json is no metrics file of this version"):
+        write_report(metrics, tmp_path / "models", tmp_path / "reports")
+
+
+def test_stage_writes_and_shows_the_report(metrics: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipeline.report", *arguments]
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert metrics.exists()
+    early = run("--show")
+    assert (early.returncode, early.stdout) == (1, "")
+    assert "run `dvc repro report` first" in early.stderr
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "reports" / "index.html").exists()
+    assert run("--show").stdout.strip() == done.stdout.strip()
