@@ -1,0 +1,103 @@
+"""Eq. 9-13 by hand, and what each of them moves."""
+
+import pytest
+import torch
+
+from codeswap.losses.detectors import exchange_ratio, is_copy, is_exchange
+from codeswap.losses.swap import (
+    background_loss,
+    cycle_loss,
+    embedding_loss,
+    expression_loss,
+    identity_loss,
+    perceptual_loss,
+    reconstruction_loss,
+    swap_loss,
+)
+
+EAST, NORTH, WEST = (torch.tensor([x]) for x in ([2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]))
+
+
+def image(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, None].expand(-1, 3, 2, 2)
+
+
+def test_objective_has_the_printed_weights():
+    terms = [torch.tensor(x) for x in (1.0, 10.0, 1000.0, 100.0, 7.0)]
+    assert swap_loss(*terms).item() == pytest.approx(1 + 15 + 2 + 50 + 7)
+
+
+def test_identity_by_hand():
+    assert identity_loss(EAST, EAST).item() == pytest.approx(0)
+    assert identity_loss(EAST, NORTH).item() == pytest.approx(1)
+    assert identity_loss(EAST, EAST, NORTH, EAST).item() == pytest.approx(0.5)
+    assert identity_loss(EAST, WEST, NORTH, NORTH).item() == pytest.approx(1)
+    assert identity_loss(10 * EAST, EAST).item() == pytest.approx(0)  # length does not matter
+
+
+def test_reconstruction_by_hand():
+    same = torch.tensor([True, False])
+    ab, b, ba, a = image(0, 0), image(1, 100), image(0, 0), image(3, 100)
+    assert reconstruction_loss(ab, b, ba, a, same=same).item() == pytest.approx((1 + 3) / 2 / 2)
+    assert reconstruction_loss(ab, b, ba, a, same=same, normalise="same").item() == pytest.approx(2)
+    assert reconstruction_loss(ab, b, same=same).item() == pytest.approx(1 / 2)
+    for normalise in ("batch", "same"):
+        none = torch.tensor([False, False])
+        assert reconstruction_loss(ab, b, ba, a, same=none, normalise=normalise).item() == 0
+
+
+def test_reconstruction_moves_equal_pairs_only():
+    ab = image(0, 0).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reconstruction_loss(ab, image(1, 1), same=torch.tensor([True, False])), ab)
+    assert gradient[0].any()
+    assert not gradient[1].any()
+
+
+def test_expression_is_a_plain_norm():
+    x, y, zero = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2)
+    assert expression_loss(zero, x).item() == pytest.approx(5)
+    assert expression_loss(zero, x, zero, y).item() == pytest.approx(3)
+    same = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(expression_loss(same, x), same)
+    assert gradient.isfinite().all()
+
+
+def test_perceptual_is_the_mean_of_both_sides():
+    one, zero = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
+    assert perceptual_loss([one], [zero]).item() == pytest.approx(4)
+    assert perceptual_loss([one], [zero], [zero], [zero]).item() == pytest.approx(2, abs=1e-4)
+
+
+def test_cycle_is_a_sum_and_its_targets_do_not_move():
+    z_bab, z_b, z_aba, z_a = (torch.full((1, 2, 4), x, requires_grad=True) for x in (1.0, 0.0, 5.0, 2.0))
+    loss = cycle_loss(z_bab, z_b, z_aba, z_a)
+    assert loss.item() == pytest.approx(1 + 9)
+    assert cycle_loss(z_bab, z_b).item() == pytest.approx(1)
+    assert cycle_loss(z_bab, z_b, z_aba, z_a, norm="l2norm").item() == pytest.approx(2 + 6)
+    gradients = torch.autograd.grad(loss, [z_bab, z_b, z_aba, z_a], allow_unused=True)
+    assert [g is not None for g in gradients] == [True, False, True, False]
+
+
+def test_background_counts_outside_only():
+    ab, b, outside = torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    assert background_loss(ab, b, outside).item() == 0.5
+
+
+def test_embedding_distance_sees_length():
+    assert embedding_loss(2 * EAST, EAST).item() == pytest.approx(4 / 2 / 2)
+
+
+def test_each_loss_moves_its_result():
+    for loss in (identity_loss, expression_loss, embedding_loss):
+        result = torch.randn(2, 5, requires_grad=True)
+        (gradient,) = torch.autograd.grad(loss(result, torch.randn(2, 5)), result)
+        assert gradient.any()
+
+
+def test_detectors_know_the_two_trivial_minima():
+    ratio = exchange_ratio(torch.tensor([0.0, 0.3, 0.9]), torch.tensor([0.5, 0.3, 0.1]))
+    assert ratio.tolist() == pytest.approx([0.0, 0.5, 0.9])
+    assert is_exchange(ratio).tolist() == [False, False, True]
+    assert is_copy(ratio, torch.tensor([0.1, 0.1, 0.1])).tolist() == [True, False, False]
+    assert is_copy(ratio, torch.tensor([0.5, 0.1, 0.1])).tolist() == [False, False, False]
+    assert exchange_ratio(torch.zeros(1), torch.zeros(1)).item() == 0.0
