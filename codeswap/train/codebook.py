@@ -1,0 +1,295 @@
+"""Stage 1: the VQGAN whose codebook is the prior (METHOD §A). `train_codebook` is the whole training."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from codeswap.data.faces import to_float
+from codeswap.data.loader import batches
+from codeswap.data.order import OrderConfig, order_faces
+from codeswap.data.pictures import grid
+from codeswap.losses.codebook import codebook_loss
+from codeswap.losses.image import (
+    adaptive_weight,
+    discriminator_loss,
+    feature_mse,
+    generator_loss,
+    gradient_loss,
+    l1_loss,
+    last_layer_gradient_from_image,
+    lpips_loss,
+)
+from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
+from codeswap.models.quantizer import (
+    Assignments,
+    Codebook,
+    DecodingMix,
+    QuantizerConfig,
+    codes_used,
+    decoding_mix,
+    perplexity,
+)
+from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
+from codeswap.perception.roles import load
+from codeswap.train.engine import Engine, EngineConfig, held
+from codeswap.train.feeds import FaceFeed, open_training_faces, pixel_weights
+from codeswap.train.run import Run, TrainingConfig, set_lr
+from codeswap.train.state import TrainState
+from codeswap.types import Config, Image
+
+ROLES = ("identity_train", "expression_train")
+
+
+class CodebookTraining(TrainingConfig):
+    """Stage 1. The defaults are the paper's (batch 32, 1,000,000 steps); what is off-paper is off."""
+
+    samples: PositiveInt = 32_000_000
+    batch: PositiveInt = 32
+    betas: tuple[float, float] = (0.5, 0.9)  # taming
+    flip: bool = True
+    order: OrderConfig = OrderConfig()
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights; then these are the out
+    # Eq. 2
+    perceptual: NonNegativeFloat = 1.0
+    perceptual_form: Literal["lpips", "mse"] = "lpips"
+    code: NonNegativeFloat = 1.0
+    adversarial: NonNegativeFloat = 0.8  # times the adaptive weight
+    adversarial_from: NonNegativeInt = 960_000  # samples: 30,000 steps
+    adversarial_form: Literal["hinge", "vanilla"] = "hinge"
+    adaptive_maximum: PositiveFloat = 1e4
+    # off-paper
+    gradient: NonNegativeFloat = 0.0  # L1 of neighbouring pixels' differences
+    identity: NonNegativeFloat = 0.0  # 1 - cosine of training embeddings
+    expression: NonNegativeFloat = 0.0  # mean squared difference of expression vectors
+    skin_weight: NonNegativeFloat = 0.0  # L1, its gradient, codes and their loss weigh skin by 1 + this
+    feature_weight: NonNegativeFloat = 0.0  # ... and brows, eyes, nose and mouth by 1 + this
+    warm_up: NonNegativeInt = 0  # samples trained without codes
+    warm_up_images: PositiveInt = 256  # from which codes and principal patches start
+    restart_until: float = Field(0.8, ge=0, le=1)  # share of the samples in which dead codes restart
+    restart_every: PositiveInt = 8  # steps
+
+    @property
+    def weighs_regions(self) -> bool:
+        return self.skin_weight > 0 or self.feature_weight > 0
+
+
+class CodebookParams(Config):
+    """All that the stage reads of params.yaml."""
+
+    seed: int
+    vqgan: VQGANConfig
+    quantizer: QuantizerConfig
+    discriminator: DiscriminatorConfig
+    codebook: CodebookTraining
+    engine: EngineConfig
+
+
+def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None:
+    """Trains Stage 1 on the shards below `root` and writes `models/codebook`; called again, it resumes.
+
+    Raises ValueError when the inputs do not fit, FloatingPointError when a term is not finite.
+    """
+    config, perception = params.codebook, root / "models" / "perception"
+    engine = Engine(params.engine, params.seed, config.batch)
+    source = open_training_faces(root, *ROLES)
+    parents = {"perception": perception / "card.json"}
+    with Run(
+        root, ("codebook", None, fingerprint), engine=engine, training=config, params=params, parents=parents
+    ) as run:
+        order = order_faces(source.faces.shards, config.order, params.seed)
+        feed = FaceFeed(source, order, params.seed, config.flip, parsing=config.weighs_regions)
+        fixed = FaceFeed(source, order.rekeyed("pictures"), params.seed, flip=False, parsing=config.weighs_regions)
+
+        with engine.initialising("stage 1"):
+            vqgan = VQGAN(params.vqgan, params.quantizer)
+            discriminator = engine.place(PatchGAN(params.discriminator))
+        if params.vqgan.linear_shortcut:
+            first = fixed(torch.arange(config.warm_up_images).numpy())
+            vqgan.start_from_principal_patches_(to_float(first.image))
+        engine.place(vqgan)
+        perceptual = engine.frozen(load(perception, "perceptual")) if config.perceptual else None
+        identity = engine.frozen(load(perception, "identity_train")) if config.identity else None
+        expression = engine.frozen(load(perception, "expression_train")) if config.expression else None
+
+        opt_g = engine.adam(vqgan, config.lr, config.betas, config.weight_decay)
+        opt_d = engine.adam(discriminator, config.lr, config.betas, config.weight_decay)
+        state = TrainState({"vqgan": vqgan, "discriminator": discriminator}, {"g": opt_g, "d": opt_d})
+        if config.ema:
+            state.modules["ema"] = copy.deepcopy(vqgan).requires_grad_(False)
+        run.resume(state)
+        idle_codes = config.warm_up > 0 and vqgan.codebook.weight.requires_grad
+        trained, opt_g = engine.prepare(vqgan, opt_g, partly_used=idle_codes)
+        judge, opt_d = engine.prepare(discriminator, opt_d)
+        codes_started = bool(vqgan.codebook.observed > 0) or params.quantizer.init == "uniform"
+        stream = batches(
+            feed, state.position, engine.micro_batch, engine.rank, engine.world, params.engine.prefetch,
+            params.engine.readers,
+        )  # fmt: skip
+
+        while state.position < config.samples:
+            begin = state.position
+            state.position, faces = run.next(stream)
+            with_codes, adversarial = begin >= config.warm_up, begin >= config.adversarial_from and config.adversarial
+            x = to_float(faces.image)
+            weights = None
+            if config.weighs_regions:
+                weights = pixel_weights(faces.parsing, config.skin_weight, config.feature_weight)
+            token_weights = None if weights is None else F.avg_pool2d(weights, params.vqgan.downsample).flatten(1)
+            if with_codes and not codes_started:
+                start_codes(engine, vqgan, fixed, config)
+                codes_started = True
+            for optimizer in (opt_g, opt_d):
+                set_lr(optimizer, config.lr_at(begin))
+
+            # Generator, Eq. (2): L_1 + L_per + lambda L_adv + L_code. The terms on the picture meet at a detached copy
+            # of it, so that one backward pass through the decoder serves them all and lambda costs none.
+            with engine.autocast():
+                out = trained(x, _mix(engine, params, state.step, with_codes))
+                picture = out.image.float().detach().requires_grad_()
+                terms = {"l1": l1_loss(picture, x, weights)}
+                if config.gradient:
+                    terms["gradient"] = config.gradient * gradient_loss(picture, x, weights)
+                if perceptual is not None:
+                    with torch.no_grad():
+                        wanted = perceptual(x)
+                    form = lpips_loss if config.perceptual_form == "lpips" else feature_mse
+                    terms["perceptual"] = config.perceptual * form(perceptual(picture), wanted)
+                if identity is not None:
+                    cosine = F.cosine_similarity(identity(picture), faces.identity)
+                    terms["identity"] = config.identity * (1 - cosine.mean())
+                if expression is not None:
+                    terms["expression"] = config.expression * F.mse_loss(expression(picture), faces.expression)
+                (slope,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), picture)
+                if adversarial:
+                    with held(discriminator):
+                        terms["adversarial"] = generator_loss(discriminator(picture), config.adversarial_form)
+                        (slope_adv,) = torch.autograd.grad(terms["adversarial"], picture)
+                    at_last = [
+                        engine.mean(last_layer_gradient_from_image(g, out.head, vqgan.last_layer))
+                        for g in (slope, slope_adv)
+                    ]
+                    terms["lambda"] = config.adversarial * adaptive_weight(*at_last, maximum=config.adaptive_maximum)
+                    slope = slope + terms["lambda"] * slope_adv
+                loss = (out.image.float() * slope).sum()
+                if with_codes:
+                    q = params.quantizer
+                    terms["code"] = config.code * codebook_loss(
+                        out.z.float(), out.z_q.float(), beta=q.beta, beta_on=q.beta_on, norm=q.norm,
+                        weights=token_weights,
+                    )  # fmt: skip
+                    loss = loss + terms["code"]
+            engine.step(loss, trained, opt_g, config.clip)
+            if with_codes:
+                restart = begin < config.restart_until * config.samples and state.step % config.restart_every == 0
+                drawn = engine.generator(state.step, "restart") if restart else None
+                terms["restarted"] = learn_codes(engine, vqgan.codebook, (out.z, out.codes, token_weights), drawn)
+
+            # Discriminator, Eq. (3)
+            if adversarial:
+                with engine.autocast():
+                    real, fake = judge(torch.cat([x, picture.detach()])).float().chunk(2)
+                    terms["discriminator"] = discriminator_loss(real, fake, config.adversarial_form)
+                engine.step(terms["discriminator"], judge, opt_d, config.clip)
+
+            state.step += engine.complete
+            if config.ema and engine.complete:
+                average_(state.modules["ema"], vqgan, config.ema)
+            run.add(state, terms)
+            if run.due(state, config.log_every):
+                usage = vqgan.codebook.usage
+                run.log(state, {"codes_used": codes_used(usage).item(), "perplexity": perplexity(usage).item()})
+            if run.due(state, config.picture_every) and engine.main:
+                faces = fixed(torch.arange(config.pictures).numpy())
+                show(run, state, state.modules.get("ema", vqgan), to_float(engine.to_device(faces.image)))
+            if run.due(state, config.checkpoint_every):
+                run.checkpoint(state)
+            run.stop_if_asked(state)
+        stream.close()
+        groups = ("vqgan", "quantizer", "codebook", "discriminator")
+        run.finish(
+            root / "models" / "codebook",
+            state.modules.get("ema", vqgan),
+            {
+                "kind": "codebook",
+                "config": {name: getattr(params, name).model_dump(mode="json") for name in groups},
+                "licences": source.faces.licences,
+                "intended_use": "research on face swapping; prior codebook of Stage 2",
+            },
+        )
+
+
+def _mix(engine: Engine, params: CodebookParams, step: int, with_codes: bool) -> DecodingMix | None:
+    q, size = params.quantizer, engine.micro_batch
+    if not with_codes:
+        share = size // engine.world
+        return DecodingMix(torch.zeros(share).to(engine.device), torch.ones(share, dtype=torch.bool).to(engine.device))
+    if q.soft_share == q.continuous_share == 0:
+        return None
+    return DecodingMix(*(engine.rows(whole) for whole in decoding_mix(q, size, engine.generator(step, "decode mix"))))
+
+
+@torch.no_grad()
+def start_codes(engine: Engine, vqgan: VQGAN, fixed: FaceFeed, config: CodebookTraining) -> None:
+    """Sets the codes to k-means centres of the encodings of fixed images: the same on every process."""
+    vectors, weights = [], []
+    for start in range(0, config.warm_up_images, 32):
+        faces = fixed(torch.arange(start, min(start + 32, config.warm_up_images)).numpy())
+        vectors.append(tokens(vqgan.encode(to_float(engine.to_device(faces.image)))).flatten(0, 1).float())
+        if config.weighs_regions:
+            pixels = pixel_weights(faces.parsing, config.skin_weight, config.feature_weight)
+            weights.append(F.avg_pool2d(pixels, vqgan.config.downsample).flatten())
+    drawn = torch.Generator(engine.device).manual_seed(engine.seed_for(0, "k-means"))
+    vqgan.codebook.kmeans_(torch.cat(vectors), torch.cat(weights).to(engine.device) if weights else None, drawn)
+
+
+@torch.no_grad()
+def learn_codes(
+    engine: Engine,
+    codebook: Codebook,
+    seen: tuple[Tensor, Tensor, Tensor | None],
+    restart: torch.Generator | None,
+) -> Tensor:
+    """Code statistics of the global batch: usage, moving averages and, with a generator, restarts of dead codes.
+
+    `seen` are latents (b, n, d), their codes (b, n) and weights. Returns how many codes were restarted.
+    """
+    sums = Assignments(*(engine.sum(part) for part in codebook.assignments(*seen)))
+    codebook.observe_(sums)
+    if codebook.config.update == "ema":
+        codebook.ema_update_(sums)
+    restarted = 0
+    if codebook.config.restart_below and restart is not None:
+        flat = seen[0].detach().float().flatten(0, 1)
+        chosen = torch.randperm(len(flat), generator=restart)[:64]
+        restarted = codebook.restart_dead_(engine.gather(flat[chosen.to(flat.device)]))
+    return torch.tensor(float(restarted), device=engine.device)
+
+
+@torch.no_grad()
+def average_(ema: torch.nn.Module, module: torch.nn.Module, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * module; buffers are copied."""
+    torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
+    for kept, buffer in zip(ema.buffers(), module.buffers(), strict=True):
+        kept.copy_(buffer)
+
+
+@torch.no_grad()
+def show(run: Run, state: TrainState, vqgan: VQGAN, x: Image) -> None:
+    """Fixed faces, their reconstructions from nearest and from soft codes, as a picture and as PSNR."""
+    vqgan.eval()
+    z = tokens(vqgan.encode(x))
+    book = vqgan.codebook
+    decoded: dict[str, Image] = {
+        "nearest codes": vqgan.decode(feature_map(book.lookup(book.nearest(z)))),
+        "soft codes": vqgan.decode(feature_map(book.soft(z, 1.0))),
+    }
+    vqgan.train()
+    run.picture(state, "reconstruction", grid([x, *decoded.values()], ["input", *decoded]))
+    psnr = {name: 10 * math.log10(4 / F.mse_loss(image.clamp(-1, 1), x).item()) for name, image in decoded.items()}
+    run.note(state, {"fixed/psnr_nearest": psnr["nearest codes"], "fixed/psnr_soft": psnr["soft codes"]})

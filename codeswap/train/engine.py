@@ -1,0 +1,257 @@
+"""The only door to accelerate, deepspeed and torch.distributed: the loops see `prepare`, `begin`, `step` and `mean`."""
+
+import contextlib
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from codeswap.types import Config
+
+Batch = TypeVar("Batch", bound=NamedTuple)
+STOPPED = 75  # EX_TEMPFAIL: "stopped on request, run the same command again"
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class EngineConfig(Config):
+    """How a training uses the machine. How many processes there are is the launcher's business (configs/accelerate)."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 autocast; 10-20 times slower than fp32 on a CPU without AMX
+    accumulation: PositiveInt = 1  # a global batch is computed in this many parts
+    threads: PositiveInt = 1  # CPU threads of one process; two contending threads can be slower than one
+    readers: PositiveInt = 2  # threads that decode images ahead
+    prefetch: PositiveInt = 4  # batches read ahead
+    channels_last: bool = False
+    compile: bool = False  # torch.compile of the trained networks
+    fused_optimizer: bool = False
+
+
+class LaunchError(ValueError):
+    """The processes that run are not those that the launcher was asked for."""
+
+
+def _check_launch(environment: Mapping[str, str]) -> None:
+    """`accelerate launch --cpu --num_processes 2` sets a meeting point and then silently starts one process."""
+    if "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+        raise LaunchError(
+            "the launcher was asked for several processes but started one: accelerate does this with --cpu or a "
+            "MULTI_CPU file. Use `accelerate launch --config_file configs/accelerate/cpu2.yaml` or torchrun"
+        )
+
+
+def _use_cuda(config: EngineConfig) -> bool:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if config.device == "cuda" and torch.cuda.device_count() < local:
+        raise LaunchError(f"{local} processes on this machine but {torch.cuda.device_count()} CUDA devices")
+    return config.device != "cpu" and torch.cuda.device_count() >= local and torch.cuda.is_available()
+
+
+class Engine:
+    """One process of a training: device, precision, gradients of the global batch, agreement between processes.
+
+    Raises LaunchError when the world is not what was asked for, ValueError when the batch cannot be shared out.
+    """
+
+    def __init__(self, config: EngineConfig, seed: int, batch: int) -> None:
+        _check_launch(os.environ)
+        torch.set_num_threads(config.threads)
+        cuda = _use_cuda(config)
+        deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+        together = [InitProcessGroupKwargs(backend="nccl" if cuda else "gloo")] if "WORLD_SIZE" in os.environ else []
+        # cpu=True would switch DeepSpeed off; without a named backend DeepSpeed's CPU ranks each believe to be alone
+        self._accelerator = Accelerator(cpu=not cuda and not deepspeed, kwargs_handlers=together)
+        self.config, self.seed, self.batch = config, seed, batch
+        self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
+        self.device, self.main = self._accelerator.device, self._accelerator.is_main_process
+        self.deepspeed = self._accelerator.distributed_type == DistributedType.DEEPSPEED
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if asked != self.world:
+            raise LaunchError(f"WORLD_SIZE={asked} but {self.world} process(es) joined: check the launcher's file")
+        if batch % (self.world * config.accumulation):
+            raise ValueError(
+                f"batch {batch} cannot be shared by {self.world} processes x {config.accumulation} accumulation steps: "
+                "make it a multiple of their product"
+            )
+        self.micro_batch = batch // config.accumulation  # over all processes
+        self._part, self._prepared, self._signal = -1, list[nn.Module](), 0
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """`module` on this process' device and in its memory format, otherwise as it was."""
+        module.to(self.device)
+        return module.to(memory_format=torch.channels_last) if self.config.channels_last else module
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        """`module` placed, in evaluation mode and without gradients of its own."""
+        return self.place(module).eval().requires_grad_(False)
+
+    def adam(self, module: nn.Module, lr: float, betas: tuple[float, float], decay: float = 0.0) -> Optimizer:
+        """Adam over what `module` trains; with a weight decay it is AdamW."""
+        kind = torch.optim.AdamW if decay else torch.optim.Adam
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return kind(trained, lr=lr, betas=betas, weight_decay=decay, fused=self.config.fused_optimizer)
+
+    def prepare(
+        self, module: nn.Module, optimizer: Optimizer, partly_used: bool = False
+    ) -> tuple[nn.Module, Optimizer]:
+        """The module to call in a training step (gradients then are means over the global batch) and its optimizer.
+
+        Several processes: DistributedDataParallel around `module`, or a DeepSpeed engine when launched with one.
+        `partly_used`: some steps leave parameters without gradient. States are kept from the plain `module`.
+        """
+        if self.config.compile:
+            module.compile()
+        if self.deepspeed:
+            plugin = self._accelerator.state.deepspeed_plugin.deepspeed_config
+            plugin["train_micro_batch_size_per_gpu"] = self.micro_batch // self.world
+            plugin["gradient_accumulation_steps"] = self.config.accumulation
+            return self._accelerator.prepare(module, optimizer)
+        if self.world > 1:
+            module = nn.parallel.DistributedDataParallel(
+                module,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # code statistics are reduced by name; BatchNorm is per process, as in taming
+                find_unused_parameters=partly_used,
+                gradient_as_bucket_view=True,
+            )
+            self._prepared.append(module)
+        return module, optimizer
+
+    def begin(self, batch: Batch) -> Batch:
+        """Moves a batch to the device and opens its (part of a) step."""
+        self._part = (self._part + 1) % self.config.accumulation
+        for module in self._prepared:
+            module.require_backward_grad_sync = self.complete
+        return type(batch)(*(None if item is None else self.to_device(item) for item in batch))
+
+    def to_device(self, item: Tensor) -> Tensor:
+        item = item.to(self.device, non_blocking=True)
+        return item.to(memory_format=torch.channels_last) if self.config.channels_last and item.ndim == 4 else item
+
+    @property
+    def complete(self) -> bool:
+        """Whether the current part is the last of its global batch."""
+        return self._part == self.config.accumulation - 1
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def step(self, loss: Tensor, module: nn.Module, optimizer: Optimizer, clip: float | None = None) -> None:
+        """Adds the gradient of `loss` (a mean over this part) and, when the batch is complete, updates `module`."""
+        if self.deepspeed:
+            module.backward(loss)
+            module.step()
+            return
+        (loss / self.config.accumulation).backward()
+        if self.complete:
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def seed_for(self, step: int, purpose: str, apart: bool = False) -> int:
+        """A seed for `purpose` at `step`; `apart`: another one on each process."""
+        key = f"{self.seed}/{step}/{self._part}/{purpose}/{self.rank if apart else ''}"
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")
+
+    def generator(self, step: int, purpose: str) -> torch.Generator:
+        """A CPU generator for `purpose` at `step`. Draw for the whole (micro) batch and take `rows`."""
+        return torch.Generator().manual_seed(self.seed_for(step, purpose))
+
+    @contextlib.contextmanager
+    def initialising(self, purpose: str) -> Iterator[None]:
+        """Within, networks start from the seed and `purpose` alone; the process' own generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:7], "little"))
+            yield
+
+    def rows(self, whole: Tensor) -> Tensor:
+        """This process' share of a tensor with one row per sample of the (micro) batch over all processes."""
+        share = len(whole) // self.world
+        return whole[self.rank * share : (self.rank + 1) * share].to(self.device)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the processes, on all of them."""
+        if self.world > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over the processes, on all of them."""
+        return self.sum(tensor) / self.world
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all processes in the order of the global batch, on all of them."""
+        if self.world == 1:
+            return tensor
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def on_main(self, work: Callable[[], str | None]) -> str | None:
+        """Runs `work` on the main process while the others wait; all get its text, or raise its ValueError."""
+        answer: list[tuple[str | None, str | None]] = [(None, None)]
+        if self.main:
+            try:
+                answer = [(work(), None)]
+            except ValueError as error:
+                answer = [(None, str(error))]
+        if self.world > 1:
+            dist.broadcast_object_list(answer, src=0)
+        text, problem = answer[0]
+        if problem is not None:
+            raise ValueError(problem)
+        return text
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:  # the second Ctrl-C means now
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def stopping(self, step: int) -> bool:
+        """Whether any process was asked to stop (SIGTERM, SIGINT, SIGUSR1); the same answer on all of them.
+
+        On GPUs only every 16th step asks, because the answer waits for the device.
+        """
+        if not self.complete or (self.device.type == "cuda" and step % 16):
+            return False
+        return bool(self.sum(torch.tensor(self._signal, device=self.device)).item())
+
+    def close(self) -> None:
+        """Gives signals back and ends the process group."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._accelerator.end_training()
+        if dist.is_initialized():
+            dist.barrier()
+
+    def save_shards(self, module: nn.Module, folder: Path) -> None:
+        """Writes a DeepSpeed engine's state; every process takes part."""
+        module.save_checkpoint(str(folder), tag="state")
+
+    def load_shards(self, module: nn.Module, folder: Path) -> None:
+        """Reads what `save_shards` wrote; the number of processes must be the same."""
+        module.load_checkpoint(str(folder), tag="state")
+
+
+@contextlib.contextmanager
+def held(module: nn.Module) -> Iterator[nn.Module]:
+    """Within, gradients flow through `module` but not into it (a discriminator judging the generator)."""
+    module.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        module.requires_grad_(True)

@@ -1,0 +1,127 @@
+"""Positions -> batches of faces (Stage 1) and of pairs (Stages 2 and 3), with what the annotations know of them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codeswap.data.annotations import Annotations
+from codeswap.data.faces import Faces, training_folders
+from codeswap.data.order import Ordering, key_of, uniform
+from codeswap.data.pairs import Pairing
+from codeswap.perception.roles import card
+from codeswap.types import FACE_CLASSES, FEATURE_CLASSES, Mask
+
+SKIN = 1
+
+
+class FaceBatch(NamedTuple):
+    """Stage 1: image uint8 (b, 3, h, w); parsing labels uint8 (b, h, w); embeddings of the image as it is shown."""
+
+    image: Tensor
+    parsing: Tensor | None
+    identity: Tensor
+    expression: Tensor
+
+
+class PairBatch(NamedTuple):
+    """Stages 2 and 3: both faces of each pair (images uint8, labels uint8), their embeddings, and who is the same."""
+
+    image_a: Tensor
+    image_b: Tensor
+    parsing_a: Tensor | None
+    parsing_b: Tensor | None
+    identity_a: Tensor
+    identity_b: Tensor
+    expression_a: Tensor
+    expression_b: Tensor
+    pose_a: Tensor
+    pose_b: Tensor
+    same: Tensor
+
+    def exchanged(self) -> "PairBatch":
+        """The same pairs as (b, a)."""
+        a_b = [(self[i + 1], self[i]) for i in range(0, len(self) - 1, 2)]
+        return PairBatch(*(item for pair in a_b for item in pair), self.same)
+
+    def in_both_directions(self) -> "PairBatch":
+        """Every pair as (a, b) and as (b, a): twice as many pairs."""
+        other = self.exchanged()
+        return PairBatch(*(None if x is None else torch.cat([x, y]) for x, y in zip(self, other, strict=True)))
+
+
+class TrainingFaces(NamedTuple):
+    """All training sets with their annotations."""
+
+    faces: Faces
+    annotations: Annotations
+
+
+def open_training_faces(root: Path, *roles: str) -> TrainingFaces:
+    """The training sets below `root`, annotated by exactly the networks of `roles` that lie there now.
+
+    Raises ValueError when shards, annotations and networks do not belong together.
+    """
+    folders = training_folders(root / "data" / "shards" / "train")
+    faces = Faces(folders)
+    known = card(root / "models" / "perception")["roles"]
+    networks = {role: known[role]["sha256"] for role in roles}
+    places = [root / "data" / "annotations" / "train" / folder.name for folder in folders]
+    return TrainingFaces(faces, Annotations(places, faces, networks))
+
+
+class FaceFeed:
+    """Batches of single faces. Mirroring is a function of (seed, position)."""
+
+    def __init__(self, source: TrainingFaces, order: Ordering, seed: int, flip: bool, parsing: bool) -> None:
+        self._source, self._order, self._flip, self._parsing = source, order, flip, parsing
+        self._key = key_of(seed, "flip")
+
+    def __call__(self, positions: np.ndarray) -> FaceBatch:
+        faces, annotations = self._source
+        index = self._order.at(positions)
+        flip = self._flip & (uniform(self._key, positions) < 0.5)
+        return FaceBatch(
+            faces.images(index, flip),
+            annotations.parsing(index, flip) if self._parsing else None,
+            annotations.identity[index, flip.astype(np.int64)],
+            annotations.expression[index, flip.astype(np.int64)],
+        )
+
+
+class PairFeed:
+    """Batches of pairs."""
+
+    def __init__(self, source: TrainingFaces, pairing: Pairing, parsing: bool) -> None:
+        self._source, self._pairing, self._parsing = source, pairing, parsing
+
+    def __call__(self, positions: np.ndarray) -> PairBatch:
+        faces, annotations = self._source
+        pairs = self._pairing.at(positions)
+        sides = [(pairs.a, pairs.flip_a), (pairs.b, pairs.flip_b)]
+        views = [(index, flip.astype(np.int64)) for index, flip in sides]
+        return PairBatch(
+            *(faces.images(index, flip) for index, flip in sides),
+            *(annotations.parsing(index, flip) if self._parsing else None for index, flip in sides),
+            *(annotations.identity[view] for view in views),
+            *(annotations.expression[view] for view in views),
+            *(annotations.pose[view] for view in views),
+            torch.from_numpy(pairs.same),
+        )
+
+
+def _among(parsing: Tensor, classes: tuple[int, ...]) -> Tensor:
+    return torch.isin(parsing, torch.tensor(classes, dtype=parsing.dtype, device=parsing.device))
+
+
+def face_mask(parsing: Tensor) -> Mask:
+    """Labels (b, h, w) -> M_GT: 1 on skin, brows, eyes, nose and mouth, else 0 (METHOD §D.5)."""
+    return _among(parsing, FACE_CLASSES)[:, None].float()
+
+
+def pixel_weights(parsing: Tensor, skin: float, features: float) -> Mask:
+    """Labels (b, h, w) -> 1 + `skin` on skin, 1 + `features` on brows, eyes, nose and mouth, else 1; mean 1."""
+    weights = 1 + skin * (parsing == SKIN).float() + features * _among(parsing, FEATURE_CLASSES).float()
+    return (weights / weights.mean())[:, None]

@@ -1,0 +1,206 @@
+"""Stage 3: the mask generator (METHOD §D), first to the parsed face (Eq. 15), then by the losses of Stage 2."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image as Picture
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from codeswap.data.faces import to_float
+from codeswap.data.loader import batches
+from codeswap.data.order import OrderConfig, order_faces
+from codeswap.data.pairs import PairConfig, Pairing
+from codeswap.data.pictures import grid
+from codeswap.losses.mask import binarisation_loss, coverage_loss, mask_loss, mask_statistics
+from codeswap.models.codeswap import load_fusion, load_vqgan
+from codeswap.models.fusion import Fusion
+from codeswap.models.mask import MaskConfig, MaskGenerator, blend
+from codeswap.models.vqgan import VQGAN, feature_map, tokens
+from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
+from codeswap.train.objective import Pictures, SwapWeights, load_judges, picture_terms
+from codeswap.train.run import Run, TrainingConfig, set_lr
+from codeswap.train.state import TrainState
+from codeswap.types import Config, Image, Mask
+
+ROLES = ("identity_train", "expression_train", "pose")
+COLLAPSED = (0.05, 0.7)  # a mean of M outside means an empty or a full mask
+
+
+class MaskTraining(TrainingConfig):
+    """Stage 3. The defaults are METHOD §D.4's: the paper's 10,000 steps, half of them supervised."""
+
+    samples: PositiveInt = 320_000  # pairs
+    supervised: NonNegativeInt = 160_000  # of them, first
+    batch: PositiveInt = 32
+    order: OrderConfig = OrderConfig()
+    pairs: PairConfig = PairConfig()
+    weights: SwapWeights = SwapWeights(cycle=0.0)  # L_cyc does not depend on the mask
+    soften: NonNegativeFloat = 0.0  # sigma in pixels of a Gaussian over M_GT
+    unsupervised_lr: PositiveFloat | None = None  # lr of the second phase where it differs
+    # off-paper safety of the second phase, and one off-paper help of the first
+    anchor: NonNegativeFloat = 0.1
+    coverage: NonNegativeFloat = 1.0
+    coverage_range: tuple[float, float] = (0.10, 0.60)
+    binarisation: NonNegativeFloat = 0.0
+    cross_entropy: NonNegativeFloat = 0.0  # added to Eq. 15
+    cross_entropy_share: float = Field(0.6, ge=0, le=1)  # of the first phase
+
+
+class MaskParams(Config):
+    """All that the stage reads of params.yaml."""
+
+    seed: int
+    mask_generator: MaskConfig
+    mask: MaskTraining
+    engine: EngineConfig
+
+
+def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -> None:
+    """Trains Stage 3 on a variant's swaps and writes `models/mask/<variant>`; called again, it resumes.
+
+    Only the mask generator learns. Raises ValueError when the inputs do not fit,
+    FloatingPointError when a term is not finite.
+    """
+    config, perception = params.mask, root / "models" / "perception"
+    codebook, swap = root / "models" / "codebook", root / "models" / "swap" / variant
+    engine = Engine(params.engine, params.seed, config.batch)
+    source = open_training_faces(root, *ROLES)
+    parents = {"codebook": codebook, "swap": swap, "perception": perception}
+    with Run(
+        root,
+        ("mask", variant, fingerprint),
+        engine=engine,
+        training=config,
+        params=params,
+        parents={k: v / "card.json" for k, v in parents.items()},
+    ) as run:
+        order = order_faces(source.faces.shards, config.order, params.seed)
+        feed = PairFeed(source, Pairing(order, source.faces.identity, config.pairs, params.seed), parsing=True)
+        different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
+        fixed = PairFeed(
+            source, Pairing(order.rekeyed("watch"), source.faces.identity, different, params.seed), parsing=True
+        )
+
+        vqgan = engine.frozen(load_vqgan(codebook))
+        fusion = engine.frozen(load_fusion(swap, vqgan))
+        judges = load_judges(engine, perception, config.weights)
+        with engine.initialising("stage 3"):
+            generator = engine.place(MaskGenerator(params.mask_generator, vqgan.config))
+
+        optimizer = engine.adam(generator, config.lr, config.betas, config.weight_decay)
+        state = TrainState({"mask": generator}, {"mask": optimizer})
+        run.resume(state)
+        trained, optimizer = engine.prepare(generator, optimizer)
+        stream = batches(
+            feed, state.position, engine.micro_batch, engine.rank, engine.world, params.engine.prefetch,
+            params.engine.readers,
+        )  # fmt: skip
+
+        while state.position < config.samples:
+            begin = state.position
+            state.position, pairs = run.next(stream)
+            supervised = begin < config.supervised
+            lr = config.lr_at(begin) if supervised or config.unsupervised_lr is None else config.unsupervised_lr
+            set_lr(optimizer, lr)
+
+            with engine.autocast():
+                naive, target, from_target, from_swap = swap_with_features(
+                    vqgan, fusion, to_float(pairs.image_a), to_float(pairs.image_b)
+                )
+                parsing = pairs.parsing_b if fusion.one_sided else torch.cat([pairs.parsing_b, pairs.parsing_a])
+                truth = soften(face_mask(parsing), config.soften)
+                mask = trained(from_target, from_swap).float()
+
+                # Eq. (15), then Eq. (9) on the blended pictures of Eq. (14); an anchor and hinges against collapse
+                terms = {"mask": mask_loss(mask, truth)}
+                if supervised:
+                    loss = terms["mask"]
+                    if config.cross_entropy and begin < config.cross_entropy_share * config.supervised:
+                        with torch.autocast(engine.device.type, enabled=False):
+                            terms["cross_entropy"] = F.binary_cross_entropy(mask.clamp(1e-6, 1 - 1e-6), truth)
+                        loss = loss + config.cross_entropy * terms["cross_entropy"]
+                else:
+                    blended = blend(naive, target, mask)
+                    halves = (blended, None) if fusion.one_sided else blended.chunk(2)
+                    swapped = picture_terms(judges, config.weights, pairs, Pictures(*halves))
+                    terms |= swapped
+                    terms["coverage"] = coverage_loss(mask, *config.coverage_range)
+                    terms["binarisation"] = binarisation_loss(mask)
+                    loss = config.weights.total(swapped) + config.anchor * terms["mask"]
+                    loss = loss + config.coverage * terms["coverage"] + config.binarisation * terms["binarisation"]
+                terms["total"] = loss
+            engine.step(loss, trained, optimizer, config.clip)
+
+            state.step += engine.complete
+            with torch.no_grad():
+                statistics = mask_statistics(mask, truth)
+            run.add(state, terms | {f"mask_{name}": value for name, value in statistics._asdict().items()})
+            if run.due(state, config.log_every):
+                mean = run.log(state)["mask_mean"]
+                if not COLLAPSED[0] <= mean <= COLLAPSED[1]:
+                    run.alarm("mask", f"mean of M is {mean:.3f}, expected {COLLAPSED[0]}..{COLLAPSED[1]}: it collapsed")
+            if run.due(state, config.picture_every) and engine.main:
+                pairs = fixed(np.arange(config.pictures))
+                a, b = (to_float(engine.to_device(image)) for image in (pairs.image_a, pairs.image_b))
+                run.picture(state, "mask", show(vqgan, fusion, generator, a, b))
+            if run.due(state, config.checkpoint_every):
+                run.checkpoint(state)
+            run.stop_if_asked(state)
+        stream.close()
+        run.finish(
+            root / "models" / "mask" / variant,
+            generator,
+            {
+                "kind": "mask",
+                "config": {
+                    "variant": variant,
+                    "mask_generator": params.mask_generator.model_dump(mode="json"),
+                    "mask": config.model_dump(mode="json"),
+                },
+                "licences": source.faces.licences,
+                "intended_use": "research on face swapping; blends a swapped face into its target",
+            },
+        )
+
+
+@torch.no_grad()
+def swap_with_features(
+    vqgan: VQGAN, fusion: Fusion, image_a: Image, image_b: Image
+) -> tuple[Image, Image, list[Tensor], list[Tensor]]:
+    """Naive swaps, their targets and both lists of level outputs, ab before ba along the batch; without gradients."""
+    z_a, features_a = vqgan.encoder_features(image_a)
+    z_b, features_b = vqgan.encoder_features(image_b)
+    codes = fusion(tokens(z_a), tokens(z_b), vqgan.codebook.weight)
+    target, from_target = image_b, features_b
+    if codes.z_q_ba is not None:
+        target = torch.cat([image_b, image_a])
+        from_target = [torch.cat(pair) for pair in zip(features_b, features_a, strict=True)]
+    stacked = Pictures(codes.z_q_ab, codes.z_q_ba).stacked
+    naive, from_swap = vqgan.decode_features(feature_map(stacked))
+    return naive.float(), target, from_target, from_swap
+
+
+def soften(mask: Mask, sigma: float) -> Mask:
+    """Gaussian blur of a mask, edges repeated; nothing at 0."""
+    if sigma == 0:
+        return mask
+    reach = int(3 * sigma + 0.5)
+    offset = torch.arange(-reach, reach + 1, device=mask.device, dtype=mask.dtype)
+    kernel = (-0.5 * (offset / sigma).square()).exp()
+    kernel = kernel / kernel.sum()
+    padded = F.pad(mask, (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None])
+
+
+@torch.no_grad()
+def show(vqgan: VQGAN, fusion: Fusion, generator: MaskGenerator, a: Image, b: Image) -> Picture:
+    """A grid of pairs: source, target, naive swap, mask, blend."""
+    naive, _, from_target, from_swap = swap_with_features(vqgan, fusion, a, b)
+    n = len(b)
+    mask = generator([x[:n] for x in from_target], [x[:n] for x in from_swap])
+    rows = [a, b, naive[:n], mask * 2 - 1, blend(naive[:n], b, mask)]
+    return grid(rows, ["source a", "target b", "naive swap", "mask", "blended"])

@@ -1,0 +1,165 @@
+"""Eq. 9's terms on pictures, which Stage 2 and the second half of Stage 3 share, and the scales they need."""
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+
+from codeswap.data.faces import to_float
+from codeswap.losses.image import feature_mse, feature_norm
+from codeswap.losses.swap import (
+    background_loss,
+    embedding_loss,
+    expression_loss,
+    identity_loss,
+    perceptual_loss,
+    reconstruction_loss,
+)
+from codeswap.perception.roles import load
+from codeswap.train.engine import Engine
+from codeswap.train.feeds import PairBatch, face_mask
+from codeswap.types import Config, Image
+
+CALIBRATED = (1.0, 6.0)  # METHOD §B.4: where the two opponents of a plain exchange must lie together
+
+
+class SwapWeights(Config):
+    """Eq. 9 with the printed weights; the terms below are off-paper and off."""
+
+    reconstruction: NonNegativeFloat = 1.0
+    identity: NonNegativeFloat = 1.5
+    perceptual: NonNegativeFloat = 2e-3
+    expression: NonNegativeFloat = 0.5
+    cycle: NonNegativeFloat = 1.0
+    pose: NonNegativeFloat = 0.0  # mean squared difference of (yaw, pitch, roll) in units of 45 degrees
+    background: NonNegativeFloat = 0.0  # L1 outside the face
+    features: NonNegativeFloat = 0.0  # relative mean squared difference of perceptual features
+    embedding: NonNegativeFloat = 0.0  # raw identity embeddings
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of those of `terms` that have a weight here: Eq. (9) and what was added to it."""
+        return torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()
+
+
+class Judges(NamedTuple):
+    """Frozen networks of the objective; None where no term asks for one."""
+
+    identity: nn.Module
+    expression: nn.Module
+    perceptual: nn.Module | None
+    pose: nn.Module | None
+
+
+def load_judges(engine: Engine, perception: Path, weights: SwapWeights) -> Judges:
+    """The networks that `weights` needs, on the device. Raises ValueError for a role that is not filled."""
+    return Judges(
+        engine.frozen(load(perception, "identity_train")),
+        engine.frozen(load(perception, "expression_train")),
+        engine.frozen(load(perception, "perceptual")) if weights.perceptual or weights.features else None,
+        engine.frozen(load(perception, "pose")) if weights.pose else None,
+    )
+
+
+class Pictures(NamedTuple):
+    """Both directions of a batch of swaps (float, [-1, 1]); `ba` is None in the one-sided variant."""
+
+    ab: Image
+    ba: Image | None
+
+    @property
+    def stacked(self) -> Image:
+        """ab and ba along the batch, for networks that see them all at once."""
+        return self.ab if self.ba is None else torch.cat([self.ab, self.ba])
+
+    def pair(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A network's answer to `stacked`, as (ab, ba)."""
+        return (rows, None) if self.ba is None else tuple(rows.chunk(2))
+
+
+def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swapped: Pictures) -> dict[str, Tensor]:
+    """Eq. (9) without the cycle, unweighted, of naive (Stage 2) or blended (Stage 3) pictures.
+
+    Embeddings of the input faces come from the annotations. Only terms whose weight is above 0 are computed.
+    """
+    seen = swapped.stacked
+    wanted = Pictures(to_float(pairs.image_b), None if swapped.ba is None else to_float(pairs.image_a))
+    terms = {}
+    if weights.reconstruction:
+        terms["reconstruction"] = reconstruction_loss(
+            swapped.ab, wanted.ab, swapped.ba, wanted.ba, same=pairs.same.to(seen.device)
+        )
+    if weights.identity or weights.embedding:
+        e_ab, e_ba = swapped.pair(judges.identity(seen).float())
+        if weights.identity:
+            terms["identity"] = identity_loss(e_ab, pairs.identity_a, e_ba, pairs.identity_b)
+        if weights.embedding:
+            terms["embedding"] = embedding_loss(e_ab, pairs.identity_a)
+            if e_ba is not None:
+                terms["embedding"] = (terms["embedding"] + embedding_loss(e_ba, pairs.identity_b)) / 2
+    if weights.expression:
+        x_ab, x_ba = swapped.pair(judges.expression(seen).float())
+        terms["expression"] = expression_loss(x_ab, pairs.expression_b, x_ba, pairs.expression_a)
+    if weights.pose:
+        target = pairs.pose_b if swapped.ba is None else torch.cat([pairs.pose_b, pairs.pose_a])
+        terms["pose"] = F.mse_loss(judges.pose(seen).float() / 45, target / 45)
+    if weights.background:
+        parsing = pairs.parsing_b if swapped.ba is None else torch.cat([pairs.parsing_b, pairs.parsing_a])
+        terms["background"] = background_loss(seen, wanted.stacked, 1 - face_mask(parsing))
+    if weights.perceptual or weights.features:
+        with torch.no_grad():
+            reference = judges.perceptual(wanted.stacked)
+        features = judges.perceptual(seen)
+        if weights.perceptual:
+            (f_ab, f_ba), (f_b, f_a) = _halves(features, swapped), _halves(reference, swapped)
+            terms["perceptual"] = perceptual_loss(f_ab, f_b, f_ba, f_a)
+        if weights.features:
+            terms["features"] = feature_mse(features, reference)
+    return terms
+
+
+def _halves(features: list[Tensor], swapped: Pictures) -> tuple[list[Tensor], list[Tensor] | None]:
+    if swapped.ba is None:
+        return features, None
+    first, second = zip(*(feature.float().chunk(2) for feature in features), strict=True)
+    return list(first), list(second)
+
+
+class Calibration(NamedTuple):
+    """Weighted size of what opposes a plain exchange, between random different faces (METHOD §B.4)."""
+
+    perceptual: float
+    expression: float
+
+    @property
+    def fits(self) -> bool:
+        return CALIBRATED[0] <= self.perceptual + self.expression <= CALIBRATED[1]
+
+
+@torch.no_grad()
+def calibrate(engine: Engine, judges: Judges, weights: SwapWeights, pairs: PairBatch) -> Calibration:
+    """lambda_per V(I_a, I_b) + 0.5 ||X(I_a) - X(I_b)|| over `pairs`; printed, and a warning when outside [1, 6].
+
+    The printed weights only make sense with features of a certain size: change the taps or the form of the networks'
+    outputs then, not the weights.
+    """
+    different = ~pairs.same
+    x_a, x_b = pairs.expression_a[different], pairs.expression_b[different]
+    expression = weights.expression * (x_a - x_b).norm(dim=1).mean().item()
+    perceptual = 0.0
+    if judges.perceptual is not None:
+        values = [
+            feature_norm(*(judges.perceptual(to_float(engine.to_device(image))) for image in both))
+            for both in zip(pairs.image_a[different].split(32), pairs.image_b[different].split(32), strict=True)
+        ]
+        perceptual = weights.perceptual * torch.cat(values).mean().item()
+    found = Calibration(perceptual, expression)
+    text = f"calibration: perceptual {perceptual:.3f} + expression {expression:.3f} against identity, expected 1..6"
+    if engine.main:
+        print(text, flush=True)
+        if not found.fits:
+            warnings.warn(f"{text}: a plain exchange may win; see METHOD B.4", stacklevel=2)
+    return found

@@ -1,0 +1,175 @@
+"""Stage 2: the fusion module and the code selector (METHOD §B, §C). `train_swap` is the whole training."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from codeswap.data.faces import to_float
+from codeswap.data.loader import batches
+from codeswap.data.order import OrderConfig, order_faces
+from codeswap.data.pairs import PairConfig, Pairing
+from codeswap.losses.image import discriminator_loss, generator_loss
+from codeswap.losses.swap import cycle_loss
+from codeswap.models.codeswap import load_vqgan, new_fusion
+from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
+from codeswap.models.fusion import FusionConfig, second_pass
+from codeswap.models.vqgan import feature_map, tokens
+from codeswap.train.engine import Engine, EngineConfig, held
+from codeswap.train.feeds import PairFeed, open_training_faces
+from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judges, picture_terms
+from codeswap.train.run import Run, TrainingConfig, set_lr
+from codeswap.train.state import TrainState
+from codeswap.train.watch import FixedPairs, watch
+from codeswap.types import Config, SwappedCodes
+
+ROLES = ("identity_train", "expression_train", "pose")
+CALIBRATION_PAIRS = 256
+
+
+class SwapTraining(TrainingConfig):
+    """Stage 2. The defaults are the paper's (batch 32 pairs, 600,000 steps, Eq. 9); what is off-paper is off."""
+
+    samples: PositiveInt = 19_200_000  # pairs
+    batch: PositiveInt = 32
+    order: OrderConfig = OrderConfig()
+    pairs: PairConfig = PairConfig()
+    weights: SwapWeights = SwapWeights()
+    both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
+    watched: PositiveInt = 64  # fixed pairs on which exchange and copy are looked for
+    # off-paper
+    cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
+    cycle_weights: tuple[tuple[NonNegativeInt, NonNegativeFloat], ...] = ()  # (from sample, weight), in order
+    adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
+    adversarial_from: NonNegativeInt = 0
+    discriminator_lr: PositiveFloat = 1e-4
+    recompute_from: PositiveInt | None = None  # decoder levels of at least this size are recomputed, to save memory
+
+    def cycle_weight(self, position: int) -> float:
+        """The weight of L_cyc at `position`: the last entry of `cycle_weights` that has begun, else `weights.cycle`."""
+        begun = [weight for start, weight in self.cycle_weights if start <= position]
+        return begun[-1] if begun else self.weights.cycle
+
+
+class SwapParams(Config):
+    """All that the stage reads of params.yaml."""
+
+    seed: int
+    fusion: FusionConfig
+    discriminator: DiscriminatorConfig
+    swap: SwapTraining
+    engine: EngineConfig
+
+
+def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -> None:
+    """Trains Stage 2 of a variant of Table 3 and writes `models/swap/<variant>`; called again, it resumes.
+
+    Raises ValueError when the inputs do not fit, FloatingPointError when a term is not finite.
+    """
+    config, perception, codebook = params.swap, root / "models" / "perception", root / "models" / "codebook"
+    engine = Engine(params.engine, params.seed, config.batch)
+    source = open_training_faces(root, *ROLES)
+    parents = {"codebook": codebook / "card.json", "perception": perception / "card.json"}
+    with Run(
+        root, ("swap", variant, fingerprint), engine=engine, training=config, params=params, parents=parents
+    ) as run:
+        order = order_faces(source.faces.shards, config.order, params.seed)
+        pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
+        feed = PairFeed(source, pairing, parsing=config.weights.background > 0)
+        different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
+        fixed = PairFeed(
+            source, Pairing(order.rekeyed("watch"), source.faces.identity, different, params.seed), parsing=False
+        )
+
+        vqgan = engine.frozen(load_vqgan(codebook))
+        vqgan.recompute_from_(config.recompute_from)
+        codes = vqgan.codebook.weight
+        judges = load_judges(engine, perception, config.weights)
+        calibration = calibrate(engine, judges, config.weights, fixed(np.arange(CALIBRATION_PAIRS)))
+        with engine.initialising("stage 2"):
+            fusion = new_fusion(params.fusion, variant, vqgan)
+            discriminator = PatchGAN(params.discriminator) if config.adversarial else None
+        engine.place(fusion)
+        watched = FixedPairs.of(engine, fixed(np.arange(config.watched)), config.pictures)
+
+        optimizer = engine.adam(fusion, config.lr, config.betas, config.weight_decay)
+        state = TrainState({"fusion": fusion}, {"fusion": optimizer})
+        if discriminator is not None:
+            engine.place(discriminator)
+            opt_d = engine.adam(discriminator, config.discriminator_lr, (0.5, 0.9))
+            state.modules["discriminator"], state.optimizers["discriminator"] = discriminator, opt_d
+        run.resume(state)
+        trained, optimizer = engine.prepare(fusion, optimizer)
+        if discriminator is not None:
+            judge, opt_d = engine.prepare(discriminator, opt_d)
+        stream = batches(
+            feed, state.position, engine.micro_batch, engine.rank, engine.world, params.engine.prefetch,
+            params.engine.readers,
+        )  # fmt: skip
+
+        while state.position < config.samples:
+            begin = state.position
+            state.position, pairs = run.next(stream)
+            if fusion.one_sided and config.both_directions:
+                pairs = pairs.in_both_directions()
+            set_lr(optimizer, config.lr_at(begin))
+            noise = engine.seed_for(state.step, "gumbel", apart=True) if variant == "gumbel" else None
+
+            with engine.autocast():
+                with torch.no_grad():
+                    z_a, z_b = (tokens(vqgan.encode(to_float(image))) for image in (pairs.image_a, pairs.image_b))
+                first: SwappedCodes = trained(z_a, z_b, codes, noise)
+                both = Pictures(first.z_q_ab, first.z_q_ba)
+                swapped = Pictures(*both.pair(vqgan.decode(feature_map(both.stacked)).float()))
+
+                # Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc
+                terms = picture_terms(judges, config.weights, pairs, swapped)
+                loss = config.weights.total(terms)
+                cycle_weight = config.cycle_weight(begin)
+                if cycle_weight:
+                    n = max(1, round(config.cycle_share * len(z_a)))
+                    part = SwappedCodes(*(None if x is None else x[-n:] for x in first))
+                    z_aba, z_bab = second_pass(trained, part, z_b[-n:], codes, None if noise is None else noise + 1)
+                    terms["cycle"] = cycle_loss(z_bab.float(), z_b[-n:], z_aba, z_a[-n:])
+                    loss = loss + cycle_weight * terms["cycle"]
+                if discriminator is not None and begin >= config.adversarial_from:
+                    with held(discriminator):
+                        terms["adversarial"] = generator_loss(discriminator(swapped.stacked))
+                    loss = loss + config.adversarial * terms["adversarial"]
+                terms["total"] = loss
+            engine.step(loss, trained, optimizer, config.clip)
+
+            if discriminator is not None and begin >= config.adversarial_from:
+                with engine.autocast():
+                    faces = pairs.image_b if swapped.ba is None else torch.cat([pairs.image_b, pairs.image_a])
+                    real, fake = judge(torch.cat([to_float(faces), swapped.stacked.detach()])).float().chunk(2)
+                    terms["discriminator"] = discriminator_loss(real, fake)
+                engine.step(terms["discriminator"], judge, opt_d)
+
+            state.step += engine.complete
+            run.add(state, terms)
+            if run.due(state, config.log_every):
+                run.log(state)
+            if run.due(state, config.picture_every) and engine.main:
+                watch(run, state, (vqgan, fusion), judges, watched)
+            if run.due(state, config.checkpoint_every):
+                run.checkpoint(state)
+            run.stop_if_asked(state)
+        stream.close()
+        run.finish(
+            root / "models" / "swap" / variant,
+            fusion,
+            {
+                "kind": "swap",
+                "config": {
+                    "variant": variant,
+                    "fusion": params.fusion.model_dump(mode="json"),
+                    "swap": config.model_dump(mode="json"),
+                },
+                "calibration": calibration._asdict(),
+                "cycle_floor": watched.cycle_floor(vqgan),
+                "licences": source.faces.licences,
+                "intended_use": "research on face swapping; swaps the codes of two faces",
+            },
+        )

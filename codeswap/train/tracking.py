@@ -1,0 +1,212 @@
+"""The only door to MLflow: one run per stage execution, buffered, off the training's thread (DESIGN §9).
+
+The run folder's `curve.jsonl` is the record of a training; MLflow shows it. A tracking server that is away costs a
+warning and the metrics of that time are sent later, never the training.
+"""
+
+import json
+import os
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL.Image import Image as Picture
+
+if TYPE_CHECKING:  # importing mlflow takes seconds: the worker thread does it while training has begun
+    from mlflow import MlflowClient
+
+EXPERIMENT = "codeswap"
+STORE = "sqlite:///mlflow.db"
+FLUSH_SECONDS = 10.0
+_BATCH = 1000  # MLflow's limit of metrics in one request
+_PARAMS_BATCH = 100
+_LONGEST_PARAM = 6000
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as MLflow shows them: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
+    out: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out.update(flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = str(value)[:_LONGEST_PARAM]
+    return out
+
+
+class Tracker:
+    """One MLflow run, fed from a queue by one thread of its own.
+
+    `note` is a small file in which the run's id is kept, so that a resumed training continues its run; without one
+    every Tracker starts a new run. Nothing raises into the training: problems become warnings.
+    """
+
+    def __init__(
+        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], note: Path | None = None
+    ) -> None:
+        self.run_id: str | None = None
+        self._name, self._params, self._note = name, flat(params), note
+        self._tags = {key: str(value) for key, value in tags.items()}
+        self._queue: queue.SimpleQueue[Callable[[MlflowClient], None] | None] = queue.SimpleQueue()
+        self._metrics: list[tuple[str, float, int, int]] = []
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def log(self, position: int, metrics: Mapping[str, float]) -> None:
+        """Buffers one line of metrics; `position` (samples seen) is MLflow's step."""
+        now = int(time.time() * 1000)
+        with self._lock:
+            self._metrics += [(key, value, now, position) for key, value in metrics.items()]
+
+    def picture(self, name: str, picture: Picture) -> None:
+        """Stores a picture as artifact `name`."""
+        self._queue.put(lambda client: client.log_image(self.run_id, picture, artifact_file=name))
+
+    def card(self, name: str, facts: Mapping[str, object]) -> None:
+        """Stores `facts` as a JSON artifact."""
+        self._queue.put(lambda client: client.log_dict(self.run_id, dict(facts), name))
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._queue.put(lambda client, key=key, value=value: client.set_tag(self.run_id, key, str(value)))
+
+    def ready(self, timeout: float = 60) -> str | None:
+        """Waits until all that was given is sent, then the run's id (None: the store could not be reached in time)."""
+        done = threading.Event()
+        self._queue.put(lambda client: done.set())
+        done.wait(timeout)
+        return self.run_id
+
+    def close(self, status: str = "FINISHED") -> str | None:
+        """Sends what is left, ends the run (FINISHED, KILLED or FAILED) and gives its id (None: no store was found)."""
+        self._queue.put(lambda client: client.set_terminated(self.run_id, status))
+        self._queue.put(None)
+        self._thread.join(timeout=120)
+        return self.run_id
+
+    def _work(self) -> None:
+        # A tracking thread must not end on a store's bad day, and mlflow wraps few of its drivers' errors.
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        troubles = (MlflowException, SQLAlchemyError, OSError)
+        client: MlflowClient | None = None
+        pending: list[Callable[[MlflowClient], None]] = []
+        ending = False
+        while not ending:
+            try:
+                item = self._queue.get(timeout=FLUSH_SECONDS)
+                ending = item is None
+                if item is not None:
+                    pending.append(item)
+                    if not self._queue.empty():
+                        continue
+            except queue.Empty:
+                pass
+            try:
+                client = client or self._open()
+                self._flush(client)
+                while pending:
+                    pending[0](client)
+                    pending.pop(0)
+            except troubles as error:
+                warnings.warn(f"MLflow could not be reached, metrics are kept and sent later: {error}", stacklevel=1)
+
+    def _open(self) -> "MlflowClient":
+        import mlflow
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI", STORE)
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            place = Path("mlartifacts").absolute().as_uri() if uri == STORE else None
+            number = client.create_experiment(EXPERIMENT, artifact_location=place)
+        else:
+            number = experiment.experiment_id
+        known = self._note.read_text().strip() if self._note and self._note.exists() else None
+        if known and any(run.info.run_id == known for run in client.search_runs([number], f"run_id = '{known}'")):
+            client.update_run(known, status="RUNNING")
+            self.run_id = known
+            return client
+        self.run_id = client.create_run(number, run_name=self._name, tags=self._tags).info.run_id
+        if self._note:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            self._note.write_text(self.run_id)
+        items = [mlflow.entities.Param(key, value) for key, value in self._params.items()]
+        for start in range(0, len(items), _PARAMS_BATCH):
+            client.log_batch(self.run_id, params=items[start : start + _PARAMS_BATCH])
+        return client
+
+    def _flush(self, client: "MlflowClient") -> None:
+        from mlflow.entities import Metric
+
+        with self._lock:
+            waiting = list(self._metrics)
+        for start in range(0, len(waiting), _BATCH):
+            part = waiting[start : start + _BATCH]
+            client.log_batch(self.run_id, metrics=[Metric(*entry) for entry in part])
+            with self._lock:
+                del self._metrics[: len(part)]
+
+
+def log_stage_run(
+    stage: str,
+    variant: str,
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    *,
+    pictures: Sequence[tuple[str, Picture]] = (),
+    card: Mapping[str, object] | None = None,
+) -> str | None:
+    """Records a whole stage execution that is not a training (shard, perception, annotate, evaluate, report).
+
+    The run is named `<stage>-<variant>`; `tags` should hold fingerprint, parents and data hashes. Returns its id.
+    """
+    tracker = Tracker(f"{stage}-{variant}", params, {"stage": stage, "variant": variant, **tags})
+    tracker.log(0, metrics)
+    for name, picture in pictures:
+        tracker.picture(name, picture)
+    if card is not None:
+        tracker.card("card.json", card)
+    return tracker.close()
+
+
+class Curve:
+    """`curve.jsonl`: one line of metrics per log interval, the record from which the out's `curve.csv` is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def cut(self, position: int) -> None:
+        """Forgets lines after `position`: what a killed run had done after its last checkpoint is done again."""
+        lines = [line for line in self.lines() if line["position"] <= position]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        partial.replace(self.path)
+
+    def append(self, position: int, metrics: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"position": position, **metrics}) + "\n")
+
+    def lines(self) -> list[dict[str, float]]:
+        """All whole lines (a line cut off by a kill is left out)."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def write_csv(self, path: Path) -> None:
+        """One row per position for `dvc plots`, one column per metric, empty where a metric was not computed."""
+        merged: dict[float, dict[str, float]] = {}
+        for line in self.lines():
+            merged.setdefault(line["position"], {}).update(line)
+        lines = list(merged.values())
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        rows = [",".join(repr(line[name]) if name in line else "" for name in names) for line in lines]
+        path.write_text("\n".join([",".join(names), *rows]) + "\n")
