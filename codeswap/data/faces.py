@@ -1,0 +1,169 @@
+"""Faces on disk as one indexed collection: index -> pixels, by one positioned read."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from codeswap.data.manifest import CARD, read_card, read_manifest
+from codeswap.data.shards import DamagedShardError, Place, decode, read_facts, read_image
+
+_OPEN_SHARDS = 64  # open files of one thread; a window of the order touches only a few shards
+_COLUMNS = ["key", "dataset", "identity", "licence", "shard", "offset", "size"]
+
+
+def training_folders(root: Path) -> list[Path]:
+    """The data set folders below `root` (data/shards/train), sorted. Raises ValueError when there is none."""
+    folders = sorted(path.parent for path in root.glob(f"[!.]*/{CARD}"))
+    if not folders:
+        raise ValueError(f"{root} holds no data set: run `dvc repro` for the `shard` stage of a training set")
+    return folders
+
+
+def to_float(image: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
+    """Pixels 0..255 -> -1..1."""
+    return image.float() / 127.5 - 1
+
+
+class _Shard:
+    """A file descriptor that closes itself."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class _OpenFiles(threading.local):
+    """The shards one thread has open, least recently used first: no lock, and no file closed under a reader."""
+
+    def __init__(self) -> None:
+        self.shards: OrderedDict[int, _Shard] = OrderedDict()
+
+
+class Faces:
+    """All faces of some data set folders, one after another in manifest order.
+
+    Opening reads the manifests and compares the shards' sizes with the cards; it raises one ValueError that lists
+    every missing or truncated shard. `read`, `facts` and `images` may be called from several threads.
+
+    Attributes: `identity` int64 code of each face's person, -1 where unknown (the same name in two data sets is two
+    persons); `shards` faces per shard of each data set, for the order; `licences` of each data set; `size` in pixels.
+    """
+
+    def __init__(self, folders: Sequence[Path]):
+        if not folders:
+            raise ValueError("no data set folder was given: name at least one")
+        self.folders = list(folders)
+        self.licences: dict[str, str] = {}
+        self.shards: dict[str, list[int]] = {}
+        self._paths: list[Path] = []
+        self._open_files = _OpenFiles()
+        problems, sizes, tables, identities, shards = [], {}, [], [], []
+        people = 0
+        for folder in self.folders:
+            card, table = read_card(folder), read_manifest(folder, _COLUMNS)
+            sizes[str(folder)] = card["image"]["size"]
+            problems += [problem for name, size in card["shards"].items() if (problem := _check(folder / name, size))]
+            names = table["shard"].combine_chunks().dictionary_encode()
+            name = card["dataset"]
+            if name in self.shards:
+                raise ValueError(f"two of the folders {[str(path) for path in folders]} hold the data set {name!r}")
+            self.licences[name] = ", ".join(sorted(set(table["licence"].unique().to_pylist())))
+            self.shards[name] = np.bincount(names.indices, minlength=len(names.dictionary)).tolist()
+            shards.append(names.indices.to_numpy() + len(self._paths))
+            self._paths += [folder / name for name in names.dictionary.to_pylist()]
+            persons = table["identity"].combine_chunks().dictionary_encode()
+            identities.append(np.where(persons.is_null(), -1, persons.indices.fill_null(0).to_numpy() + people))
+            people += len(persons.dictionary)
+            tables.append(table)
+        if problems:
+            raise ValueError(f"{len(problems)} shard(s) are not what their card says:\n  " + "\n  ".join(problems))
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"data sets of different image sizes cannot be read together: {sizes}")
+        table = pa.concat_tables(tables)
+        self.size = int(next(iter(sizes.values())))
+        self.key_column: pa.ChunkedArray = table["key"]
+        self.identity: np.ndarray = np.concatenate(identities).astype(np.int64)
+        self._shard: np.ndarray = np.concatenate(shards)
+        self._offset, self._bytes = table["offset"].to_numpy(), table["size"].to_numpy()
+        if len(self) == 0:
+            raise ValueError(f"the manifests of {[str(path) for path in folders]} list no face")
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of each face."""
+        return self.key_column.to_pylist()
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """All columns of the manifests, one after another (read when first asked for)."""
+        return pa.concat_tables([read_manifest(folder) for folder in self.folders])
+
+    def read(self, index: int) -> np.ndarray:
+        """Face `index` as uint8 (h, w, 3) RGB. Raises DamagedShardError naming the file."""
+        key, place, path = self._place(index)
+        try:
+            return decode(read_image(self._descriptor(index), key, place))
+        except ValueError as error:
+            raise _damaged(path, key, error) from None
+
+    def facts(self, index: int) -> dict[str, object]:
+        """What is known of face `index`: its manifest row, and for a rendered face `synthetic` parameters."""
+        key, place, path = self._place(index)
+        try:
+            return read_facts(self._descriptor(index), key, place)
+        except ValueError as error:
+            raise _damaged(path, key, error) from None
+
+    def images(self, indices: np.ndarray, flips: np.ndarray) -> UInt8[Tensor, "b 3 h w"]:
+        """The faces at `indices`, mirrored where `flips`; `to_float` scales them."""
+        out = np.empty((len(indices), 3, self.size, self.size), dtype=np.uint8)
+        for row, (index, flip) in enumerate(zip(indices.tolist(), flips.tolist(), strict=True)):
+            pixels = self.read(index)
+            if pixels.shape[:2] != (self.size, self.size):
+                key, _, path = self._place(index)
+                raise _damaged(path, key, f"it is {pixels.shape[1]}x{pixels.shape[0]}, not {self.size} px square")
+            out[row] = (pixels[:, ::-1] if flip else pixels).transpose(2, 0, 1)
+        return torch.from_numpy(out)
+
+    def _place(self, index: int) -> tuple[str, Place, Path]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"face {index} of {len(self)}")
+        place = Place(int(self._offset[index]), int(self._bytes[index]))
+        return self.key_column[index].as_py(), place, self._paths[self._shard[index]]
+
+    def _descriptor(self, index: int) -> int:
+        shards, number = self._open_files.shards, int(self._shard[index])
+        if number not in shards:
+            shards[number] = _Shard(self._paths[number])
+            if len(shards) > _OPEN_SHARDS:
+                shards.popitem(last=False)
+        shards.move_to_end(number)
+        return shards[number].number
+
+
+def _check(path: Path, size: int) -> str | None:
+    if not path.exists():
+        return f"{path} is missing"
+    found = path.stat().st_size
+    return None if found == size else f"{path} has {found:,} bytes, expected {size:,}"
+
+
+def _damaged(path: Path, key: str, why: object) -> DamagedShardError:
+    return DamagedShardError(
+        f"{path} is damaged: face {key!r}: {why}. Make it again with `dvc repro -f shard@{path.parent.name}`"
+    )

@@ -1,0 +1,83 @@
+"""Which two faces meet at which position (METHOD §B.6): a pure function of (seed, position, order, identities)."""
+
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from codeswap.data.order import Ordering, key_of, uniform
+from codeswap.types import Config
+
+
+class PairConfig(Config):
+    """How the two faces of a training pair are drawn."""
+
+    same: float = Field(0.2, ge=0, le=1)  # share of pairs of one image with itself (RAFSwap, UniFace, GHOST: 0.2)
+    same_identity: float = Field(0.0, ge=0, le=1)  # share of pairs of one person in two different images
+    flip: bool = True  # mirror each image with probability 1/2
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "PairConfig":
+        if self.same + self.same_identity > 1:
+            raise ValueError(f"same {self.same} + same_identity {self.same_identity} exceed 1")
+        return self
+
+
+class Pairs(NamedTuple):
+    """Faces `a` and `b` of each pair (int64 indices), where both are the same tensor, and which are mirrored."""
+
+    a: np.ndarray
+    b: np.ndarray
+    same: np.ndarray
+    flip_a: np.ndarray
+    flip_b: np.ndarray
+
+
+class Pairing:
+    """Pairs over an order. `identity` holds one code for each face, -1 where the person is unknown.
+
+    `a` and `b` follow two independent orders, so that each face is once `a` and about once `b` an epoch. A same pair
+    is literally the same tensor (same index, same flip); any other pair never has equal indices. A pair asked to share
+    its identity falls back to two different images when the person has only one.
+    Raises ValueError when different pairs are wanted of a single face, or the identities do not fit the order.
+    """
+
+    def __init__(self, order: Ordering, identity: np.ndarray, config: PairConfig, seed: int):
+        if len(identity) != order.total:
+            raise ValueError(f"{len(identity)} identities were given for an order of {order.total} faces")
+        if order.total < 2 and config.same < 1:
+            raise ValueError(f"pairs of different faces need two faces, found {order.total}: use same=1 or more data")
+        if config.same_identity > 0 and (identity < 0).all():
+            raise ValueError("same_identity > 0 but no face has an identity: set it to 0 or use a labelled data set")
+        self.config, self.total = config, order.total
+        self._first, self._second = order, order.rekeyed("second of the pair")
+        self._keys = {name: key_of(seed, name) for name in ("kind", "other", "flip a", "flip b")}
+        self._by_identity = np.argsort(identity, kind="stable")
+        self._rank = np.empty(self.total, dtype=np.int64)  # where each face stands in that sorting
+        self._rank[self._by_identity] = np.arange(self.total)
+        ordered = identity[self._by_identity]
+        start = np.searchsorted(ordered, identity, side="left")
+        self._start = start
+        self._count = np.where(identity < 0, 1, np.searchsorted(ordered, identity, side="right") - start)
+
+    def at(self, positions: np.ndarray) -> Pairs:
+        """The pairs at the given global positions."""
+        positions = np.asarray(positions, dtype=np.int64)
+        kind = uniform(self._keys["kind"], positions)
+        draw = uniform(self._keys["other"], positions)
+        a, b = self._first.at(positions), self._second.at(positions)
+
+        # Rejecting an equal index without a loop: any of the others, uniformly.
+        another = (a + 1 + (draw * (self.total - 1)).astype(np.int64)) % self.total
+        b = np.where(a == b, another, b)
+
+        same = kind < self.config.same
+        count, start = self._count[a], self._start[a]
+        related = ~same & (kind < self.config.same + self.config.same_identity) & (count > 1)
+        step = 1 + (draw * (count - 1)).astype(np.int64)
+        sibling = self._by_identity[np.where(related, start + (self._rank[a] - start + step) % count, 0)]
+        b = np.where(same, a, np.where(related, sibling, b))
+
+        flip_a = self.config.flip & (uniform(self._keys["flip a"], positions) < 0.5)
+        flip_b = self.config.flip & (uniform(self._keys["flip b"], positions) < 0.5)
+        return Pairs(a, b, same, flip_a, np.where(same, flip_a, flip_b))

@@ -1,0 +1,147 @@
+"""Shards: plain WebDataset tars of `<key>.png|jpg|webp` and `<key>.json`, byte-identical for the same faces.
+
+They are read by offset (`read_image`), which makes any order exact and cheap, or by stock WebDataset (`stream`) where
+random access does not pay.
+"""
+
+import io
+import json
+import os
+import tarfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image as PILImage
+from pydantic import Field
+
+from codeswap.types import Config
+
+HEADER = tarfile.BLOCKSIZE  # every member of a plain tar is one 512-byte header and its data, padded to 512
+
+
+class ImageConfig(Config):
+    """How face crops are stored."""
+
+    size: int = Field(64, ge=16, le=4096)  # pixels, square
+    format: Literal["png", "jpg", "webp"] = "png"
+    quality: int = Field(95, ge=1, le=100)  # of jpg and webp
+
+
+class Sample(NamedTuple):
+    """One face to be written: encoded image and what is known of it."""
+
+    key: str
+    image: bytes
+    facts: dict[str, object]
+
+
+class Place(NamedTuple):
+    """Where an encoded image lies in its shard, in bytes."""
+
+    offset: int
+    size: int
+
+
+class DamagedShardError(ValueError):
+    """A shard that does not hold what its manifest says."""
+
+
+def encode(pixels: np.ndarray, config: ImageConfig) -> bytes:
+    """Encodes a uint8 (h, w, 3) RGB picture. Jpegs keep full chroma: face crops are small and lips are red."""
+    image = PILImage.fromarray(pixels)
+    out = io.BytesIO()
+    match config.format:
+        case "png":
+            image.save(out, "PNG")
+        case "jpg":
+            image.save(out, "JPEG", quality=config.quality, subsampling=0)
+        case "webp":
+            image.save(out, "WEBP", quality=config.quality)
+    return out.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes a png, jpg or webp to uint8 (h, w, 3) RGB. Raises ValueError when it cannot be decoded."""
+    if simplejpeg.is_jpeg(data):
+        return simplejpeg.decode_jpeg(data, "RGB")
+    try:
+        with PILImage.open(io.BytesIO(data)) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as SyntaxError
+        raise ValueError(str(error)) from None
+
+
+def write_shard(path: Path, samples: Iterable[Sample], config: ImageConfig) -> list[Place]:
+    """Writes a tar whole or not at all; the places of the images, in order.
+
+    Times and owners are zero, so that the bytes depend on the samples only.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    places = []
+    with partial.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                places.append(Place(tar.offset + HEADER, len(sample.image)))
+                _add(tar, f"{sample.key}.{config.format}", sample.image)
+                _add(tar, f"{sample.key}.json", json.dumps(sample.facts, sort_keys=True).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return places
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def read_image(shard: int, key: str, place: Place) -> bytes:
+    """The encoded image of `key` from the open file descriptor `shard`, by one positioned read.
+
+    Raises DamagedShardError when the file ends early or another member lies there.
+    """
+    data = os.pread(shard, HEADER + place.size, place.offset - HEADER)
+    if len(data) < HEADER + place.size:
+        raise DamagedShardError(f"it ends inside face {key!r}")
+    name = _name(data)
+    if name.rpartition(".")[0] != key:
+        raise DamagedShardError(f"at byte {place.offset} it should hold face {key!r} and holds {name!r}")
+    return data[HEADER:]
+
+
+def read_facts(shard: int, key: str, place: Place) -> dict[str, object]:
+    """The json of `key`, which follows its image. Raises DamagedShardError as `read_image` does."""
+    start = place.offset + -(-place.size // HEADER) * HEADER
+    header = os.pread(shard, HEADER, start)
+    if len(header) < HEADER or _name(header) != f"{key}.json":
+        raise DamagedShardError(f"at byte {start} it should hold {key}.json")
+    try:
+        size = tarfile.TarInfo.frombuf(header, "ascii", "strict").size
+        return json.loads(os.pread(shard, size, start + HEADER))
+    except (tarfile.HeaderError, ValueError) as error:
+        raise DamagedShardError(f"{key}.json cannot be read ({error})") from None
+
+
+def _name(header: bytes) -> str:
+    return header[:100].rstrip(b"\0").decode("ascii", "replace")
+
+
+def stream(folder: Path) -> Iterator[tuple[str, np.ndarray, dict[str, object]]]:
+    """(key, uint8 (h, w, 3), facts) of every face of a folder in file order, by the stock WebDataset reader.
+
+    For object stores and other people's tools. Training does not use it: it cannot resume in the middle, and it loses
+    the rest of a shard silently behind a corrupt header.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import webdataset  # imported here: half a second that no training should pay
+
+    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    for sample in webdataset.WebDataset(shards, shardshuffle=False, empty_check=False):
+        image = next(sample[suffix] for suffix in ("png", "jpg", "webp") if suffix in sample)
+        yield sample["__key__"], decode(image), json.loads(sample["json"])

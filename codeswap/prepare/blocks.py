@@ -1,0 +1,137 @@
+"""Numbered blocks of work on Ray, each leaving a finished file, so that a killed stage goes on where it stopped."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+# Read by Ray when it is first imported; what the user has set stands.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a coming default
+
+import ray
+import ray.data
+
+_OBJECT_STORE = 128 * 2**20  # bytes; blocks pass numbers only, pixels go from disk to disk
+# Restartable actors make Ray warn about its own library; where all is one machine, running the stage again does it.
+_ON_ONE_MACHINE = {"max_restarts": 0, "max_task_retries": 0}
+
+
+class BlockError(ValueError):
+    """A block of work failed for a reason a user can mend; the message is the worker's."""
+
+
+class Worker(Protocol):
+    """Does one block of work and leaves its result on disk; returns a few numbers about it."""
+
+    def __call__(self, number: int) -> dict[str, float]: ...
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A Ray to work on: the one this process has, the cluster at RAY_ADDRESS, or a small one of its own."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    for handler in logging.getLogger("ray.data").handlers:  # the plan of every run, on the console
+        handler.setLevel(logging.CRITICAL)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        cpus = len(os.sched_getaffinity(0))
+        ray.init(num_cpus=cpus, object_store_memory=_OBJECT_STORE, include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_blocks(
+    make_worker: Callable[..., Worker], arguments: Sequence[object], blocks: Sequence[int], title: str, holds: bool
+) -> Iterator[dict[str, float]]:
+    """Calls `make_worker(*arguments)(number)` for every block on Ray; yields what it returns, as it comes.
+
+    With `holds` the workers are actors that keep what they have loaded, on the GPUs if the cluster has any; else each
+    block is a task on a CPU, which starts sooner. Must be used inside `cluster`. Processes that die are replaced and
+    their blocks done again. Raises BlockError for the first ValueError or OSError of a worker.
+    """
+    if not blocks:
+        return
+    data = ray.data.DataContext.get_current()
+    data.enable_progress_bars = False
+    rows = ray.data.from_items([{"block": number} for number in blocks], override_num_blocks=len(blocks))
+    if holds:
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        pool = ray.data.ActorPoolStrategy(size=min(gpus or int(resources["CPU"]), len(blocks)))
+        rows = rows.map_batches(
+            _Actor,
+            fn_constructor_args=(make_worker, tuple(arguments)),
+            batch_size=1,
+            compute=pool,
+            num_cpus=1,
+            num_gpus=1 if gpus else None,
+            **({} if os.environ.get("RAY_ADDRESS") else _ON_ONE_MACHINE),
+        )
+    else:
+        rows = rows.map_batches(_task, fn_args=(make_worker, tuple(arguments)), batch_size=1, num_cpus=1)
+    # disable=None: no bar where there is no terminal.
+    for row in tqdm(rows.iter_rows(), total=len(blocks), desc=title, unit="block", disable=None, leave=False):
+        if row["error"]:
+            raise BlockError(f"{title}: {row['error']}. What is finished is kept: run again to go on")
+        yield json.loads(row["report"])
+
+
+def _task(
+    batch: dict[str, np.ndarray], make_worker: Callable[..., Worker], arguments: tuple[object, ...]
+) -> dict[str, Any]:
+    return _report(make_worker(*arguments), batch)
+
+
+class _Actor:
+    """One process of the pool, which holds what its worker has loaded."""
+
+    def __init__(self, make_worker: Callable[..., Worker], arguments: tuple[object, ...]):
+        try:
+            self.worker: Worker | str = make_worker(*arguments)
+        except (ValueError, OSError) as error:
+            self.worker = str(error)  # reported with the first block: an actor that cannot start is started for ever
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        if isinstance(self.worker, str):
+            return {"error": [self.worker], "report": [""]}
+        return _report(self.worker, batch)
+
+
+def _report(worker: Worker, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    # Errors travel as values: Ray would wrap them in pages of its own, and log them on every node.
+    try:
+        return {"error": [""], "report": [json.dumps(worker(int(batch["block"][0])))]}
+    except (ValueError, OSError) as error:
+        return {"error": [str(error) or type(error).__name__], "report": [""]}
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Moves a finished folder to `out`, which it replaces whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        shutil.rmtree(out)
+    try:
+        os.rename(folder, out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = out.with_name(f".{out.name}.partial")  # another disk: copy beside it first
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(folder, beside)
+        os.rename(beside, out)
+        shutil.rmtree(folder)

@@ -1,0 +1,241 @@
+"""Raw faces -> shards, manifest and quarantine, on Ray: one block of records makes one shard, whoever makes it."""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from codeswap.data.align import Detection, align, apply, crop_transform, quad_of, resized
+from codeswap.data.manifest import (
+    CARD,
+    FACTS,
+    MANIFEST,
+    QUARANTINE,
+    QUARANTINE_SCHEMA,
+    SCHEMA,
+    write_card,
+    write_rows,
+    write_table,
+)
+from codeswap.data.records import Raw, Record, Source, UnusableError
+from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
+from codeswap.data.sources import listed
+from codeswap.prepare.blocks import cluster, publish, run_blocks
+
+
+class Detector(Protocol):
+    """Finds faces in a uint8 (h, w, 3) RGB picture (the perception role `landmarks`)."""
+
+    def detect(self, image: np.ndarray) -> list[Detection]: ...
+
+
+class Summary(NamedTuple):
+    """What became of the inputs of a data set."""
+
+    inputs: int  # faces asked for: kept + quarantined
+    kept: int
+    quarantined: dict[str, int]  # by reason
+    shards: int
+    shard_bytes: int
+    seconds: float
+    images_per_second: float  # of what this run made itself; 0 when all shards were finished already
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.quarantined.items())) or "none"
+        return (
+            f"{self.inputs:,} in, {self.kept:,} kept, quarantined: {reasons}; {self.shards} shards, "
+            f"{self.shard_bytes / 1e6:,.1f} MB; {self.seconds:.1f} s, {self.images_per_second:,.0f} images/s"
+        )
+
+
+def plan(name: str, source: Source, path: Path) -> int:
+    """Lists the inputs of data set `name` into a Parquet file at `path`, one row group for each shard.
+
+    The same inputs give the same bytes, so the file names the work: part of the run's fingerprint. Returns the number
+    of shards. Raises MissingDataError when something is not in its place.
+    """
+    records = listed(name, source)
+    columns = dict(zip(Record._fields, zip(*records, strict=True), strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, schema=_PLAN), path, row_group_size=source.shard_size)
+    return -(-len(records) // source.shard_size)
+
+
+_PLAN = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("identity", pa.string()),
+        ("video", pa.string()),
+        ("frame", pa.int32()),
+        ("licence", pa.string()),
+        ("points", pa.list_(pa.float64())),
+        ("wanted", pa.int32()),
+    ]
+)
+
+
+def ingest(
+    name: str, source: Source, image: ImageConfig, planned: Path, run: Path, out: Path, perception: Path
+) -> Summary:
+    """Makes the shards of the plan at `planned` in `run`, and moves them to `out` when all are there.
+
+    Shards that `run` already holds are not made again. `perception` is the folder of the role networks, from which
+    `landmarks` is loaded when the source's faces must be found first. Raises ValueError when no face is usable.
+    """
+    begun = time.perf_counter()
+    blocks = pq.ParquetFile(planned).num_row_groups
+    shards, parts = run / "shards", run / "parts"
+    shards.mkdir(parents=True, exist_ok=True)
+    parts.mkdir(exist_ok=True)
+    open_blocks = [number for number in range(blocks) if not _part(parts, number, MANIFEST).exists()]
+    made = 0.0
+    if open_blocks:
+        with cluster():
+            arguments = (name, source, image, planned.resolve(), run.resolve(), perception.resolve())
+            working = time.perf_counter()
+            reports = run_blocks(_ShardMaker, arguments, open_blocks, name, holds=False)
+            made = sum(report["faces"] for report in reports) / (time.perf_counter() - working)
+    rejected = pa.concat_tables([pq.read_table(_part(parts, number, QUARANTINE)) for number in range(blocks)])
+    manifest = pa.concat_tables([pq.read_table(_part(parts, number, MANIFEST)) for number in range(blocks)])
+    reasons = dict(sorted(Counter(rejected["reason"].to_pylist()).items()))
+    if len(manifest) == 0:
+        first = rejected.slice(0, 1).to_pylist()[0]
+        raise ValueError(f"data set {name!r}: none of {len(rejected)} inputs gave a face: {reasons}, first {first}")
+    sizes = {file: (shards / file).stat().st_size for file in sorted(set(manifest["shard"].to_pylist()))}
+    write_table(shards / MANIFEST, manifest)
+    write_table(shards / QUARANTINE, rejected)
+    write_card(
+        shards / CARD,
+        {
+            "kind": "shards",
+            "dataset": name,
+            "split": source.split,
+            "inputs": len(manifest) + len(rejected),
+            "faces": len(manifest),
+            "identities": len(set(manifest["identity"].to_pylist()) - {None}),
+            "quarantined": reasons,
+            "licences": dict(sorted(Counter(manifest["licence"].to_pylist()).items())),
+            "image": image.model_dump(mode="json"),
+            "source": source.model_dump(mode="json"),
+            "shards": sizes,
+        },
+    )
+    publish(shards, out)
+    shutil.rmtree(run)
+    inputs, seconds = len(manifest) + len(rejected), time.perf_counter() - begun
+    return Summary(inputs, len(manifest), reasons, len(sizes), sum(sizes.values()), seconds, made)
+
+
+def _part(parts: Path, number: int, kind: str) -> Path:
+    return parts / f"{number:05d}.{kind}"
+
+
+@lru_cache(maxsize=1)
+def _detector(perception: Path) -> Detector:
+    from codeswap.perception.roles import load  # here: aligned sources need no networks
+
+    return load(perception, "landmarks")
+
+
+class _ShardMaker:
+    """Makes one shard of one block of the plan; lives in a Ray worker."""
+
+    def __init__(self, name: str, source: Source, image: ImageConfig, planned: Path, run: Path, perception: Path):
+        self.name, self.source, self.image = name, source, image
+        self.planned, self.run, self.perception = planned, run, perception
+
+    def __call__(self, number: int) -> dict[str, float]:
+        rows = pq.ParquetFile(self.planned).read_row_group(number).to_pylist()
+        records = [Record(**row) for row in rows]
+        rejected: list[dict[str, str]] = []
+        made = list(self._faces(records, rejected))
+        file = f"{number:05d}.tar"
+        places = write_shard(self.run / "shards" / file, [sample for sample, _ in made], self.image) if made else []
+        rows = [
+            facts | {"shard": file, "offset": place.offset, "size": place.size}
+            for (_, facts), place in zip(made, places, strict=True)
+        ]
+        parts = self.run / "parts"
+        write_rows(_part(parts, number, QUARANTINE), rejected, QUARANTINE_SCHEMA)
+        write_rows(_part(parts, number, MANIFEST), rows, SCHEMA)  # last: it says that the block is finished
+        return {"faces": len(rows) + len(rejected)}
+
+    def _faces(
+        self, records: list[Record], rejected: list[dict[str, str]]
+    ) -> Iterator[tuple[Sample, dict[str, object]]]:
+        for record, candidates in zip(records, self.source.read(records, self.image.size), strict=True):
+            kept, last = 0, UnusableError("no_face", "no more frames to try")
+            while kept < record.wanted:
+                try:
+                    raw = next(candidates, None)
+                    if raw is None:
+                        break
+                    yield self._face(record, raw, kept)
+                    kept += 1
+                except UnusableError as unusable:
+                    last = unusable
+            for missing in range(kept, record.wanted):
+                place = record.source if record.wanted == 1 else f"{record.source}#{missing}"
+                rejected.append({"source": place, "reason": last.reason, "detail": last.detail})
+
+    def _face(self, record: Record, raw: Raw, number: int) -> tuple[Sample, dict[str, object]]:
+        """The encoded crop of one face and its manifest row. Raises UnusableError."""
+        pixels, quad, points = self._crop(record, raw)
+        facts: dict[str, object] = {
+            "key": record.key if record.wanted == 1 else f"{record.key}_{number}",
+            "dataset": self.name,
+            "identity": record.identity,
+            "video": record.video,
+            "frame": record.frame if raw.frame is None else raw.frame,
+            "split": self.source.split,
+            "source": record.source,
+            "sha256": raw.sha256,
+            "source_width": raw.pixels.shape[1],
+            "source_height": raw.pixels.shape[0],
+            "quad": None if quad is None else quad.flatten().tolist(),
+            "landmarks": None if points is None else points.flatten().tolist(),
+            "licence": record.licence,
+        }
+        extra = {} if raw.synthetic is None else {"synthetic": raw.synthetic}
+        sample = Sample(str(facts["key"]), encode(pixels, self.image), {name: facts[name] for name in FACTS} | extra)
+        return sample, facts
+
+    def _crop(self, record: Record, raw: Raw) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Aligned pixels, the source's quad (None: all of it) and the landmarks in crop pixels. Raises UnusableError."""
+        height, width = raw.pixels.shape[:2]
+        points = None if record.points is None else np.asarray(record.points).reshape(-1, 2)
+        if self.source.aligned:
+            if width != height:
+                raise UnusableError(
+                    "not_square", f"{width}x{height}: an aligned face is a square; else set aligned: false"
+                )
+            if width < self.source.min_size:
+                raise UnusableError("too_small", f"{width} px, min_size is {self.source.min_size}")
+            scaled = None if points is None else (points + 0.5) * (self.image.size / width) - 0.5
+            return resized(raw.pixels, self.image.size), None, scaled
+        points = self._found(raw.pixels) if points is None else points
+        try:
+            quad = quad_of(points)
+            crop = align(raw.pixels, quad, self.image.size)
+        except ValueError as error:
+            raise UnusableError("bad_landmarks", str(error)) from None
+        return crop.pixels, crop.quad, apply(crop_transform(quad, self.image.size), points)
+
+    def _found(self, pixels: np.ndarray) -> np.ndarray:
+        """The five points of the largest face. Raises UnusableError when there is none that is large enough."""
+        detections = _detector(self.perception).detect(pixels)
+        if not detections:
+            raise UnusableError("no_face", "the detector found none")
+        face = max(detections, key=lambda found: (found.box[2] - found.box[0]) * (found.box[3] - found.box[1]))
+        side = min(face.box[2] - face.box[0], face.box[3] - face.box[1])
+        if side < self.source.min_size:
+            raise UnusableError("small_face", f"{side:.0f} px, min_size is {self.source.min_size}")
+        return face.points

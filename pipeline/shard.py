@@ -1,0 +1,34 @@
+"""Stage `shard@<dataset>`: raw faces -> data/shards/<split>/<dataset>/."""
+
+from pathlib import Path
+
+from codeswap.config import fingerprint, load_params
+from codeswap.data.shards import ImageConfig
+from codeswap.data.sources import DatasetConfig
+from codeswap.prepare.ingest import ingest, plan
+from codeswap.types import Config
+from pipeline.cli import PARAMS_FILE, run_stage
+
+
+class ShardParams(Config):
+    """All that this stage reads of params.yaml."""
+
+    image: ImageConfig
+    dataset: DatasetConfig
+
+
+PARAMS = ShardParams
+
+
+def main(dataset: str) -> None:
+    """Makes the shards, manifest and quarantine of one data set."""
+    params = load_params(Path(PARAMS_FILE), PARAMS, dataset)
+    planned = Path("runs/shard") / dataset / "plan.parquet"
+    plan(dataset, params.dataset, planned)
+    run = planned.parent / fingerprint(params, [planned])
+    out = Path("data/shards") / params.dataset.split / dataset
+    print(f"{dataset}: {ingest(dataset, params.dataset, params.image, planned, run, out, Path('models/perception'))}")
+
+
+if __name__ == "__main__":
+    run_stage(main, dataset="a key of `datasets` in params.yaml")
