@@ -1,4 +1,4 @@
-"""The report's tables and sentences, made from metrics files alone: no network, no image, no torch."""
+"""The report's tables and sentences, made from metrics files alone."""
 
 import html
 from collections.abc import Mapping, Sequence
