@@ -11,7 +11,12 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks/paper_scale_step.py"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "parameters", "gflop"),
-    [("vqgan", 75_688_259, 684), ("discriminator", 2_765_633, 50), ("fusion", 13_536_864, 30), ("mask", 62_817, 5)],
+    [
+        ("vqgan", 75_688_259, 684),
+        ("discriminator", 2_765_633, 51.4),
+        ("fusion", 13_536_864, 34.9),
+        ("mask", 62_817, 5.1),
+    ],
 )
 def test_one_step(network, parameters, gflop):
     spec = importlib.util.spec_from_file_location("paper_scale_step", BENCHMARK)
@@ -20,4 +25,4 @@ def test_one_step(network, parameters, gflop):
     step = benchmark.measure(network)
     assert step.parameters == parameters
     assert step.finite
-    assert step.forward_gflop == pytest.approx(gflop, rel=0.05)
+    assert step.forward_gflop == pytest.approx(gflop, rel=0.01)

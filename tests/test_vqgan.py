@@ -155,6 +155,18 @@ def test_each_sample_is_decoded_as_the_mix_says():
         assert torch.allclose(got, vqgan.decode(feature_map(latent))[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_a_mixed_precision_step_runs_with_every_kind_of_mix(update):
+    vqgan = model(FAST, update=update)
+    for temperature, continuous in ((0.0, False), (0.5, False), (0.0, True)):
+        mix = DecodingMix(torch.tensor([temperature, 0.0]), torch.tensor([continuous, False]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = vqgan(images(2), mix)
+        out.image.float().square().mean().backward()
+        vqgan.codebook.observe_(vqgan.codebook.assignments(out.z, out.codes))
+    assert all(p.grad.isfinite().all() for p in vqgan.encoder.parameters())
+
+
 def test_recomputed_levels_give_the_same_gradients():
     vqgan, x, gradients = model(), images(2), []
     for size in (None, 16):

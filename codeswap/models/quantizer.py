@@ -138,7 +138,7 @@ class Codebook(nn.Module):
         """The decoder's training input: every sample quantised in its own way (see `DecodingMix`)."""
         decoded = torch.where(mix.continuous[:, None, None], z, quantised.passed)
         rows = (mix.temperature > 0).nonzero()[:, 0]
-        return decoded.index_copy(0, rows, self.soft(z[rows], mix.temperature[rows]).to(z.dtype))
+        return decoded.index_copy(0, rows, self.soft(z[rows], mix.temperature[rows]).to(decoded.dtype))
 
     @torch.no_grad()
     def assignments(self, z: Latent, codes: Codes, weights: Float[Tensor, "b n"] | None = None) -> Assignments:
