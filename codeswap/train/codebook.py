@@ -193,7 +193,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             # Discriminator, Eq. (3)
             if adversarial:
                 with engine.autocast():
-                    real, fake = judge(torch.cat([x, picture.detach()])).float().chunk(2)
+                    real, fake = judge(x).float(), judge(picture.detach()).float()  # apart: BatchNorm sees one kind
                     terms["discriminator"] = discriminator_loss(real, fake, config.adversarial_form)
                 engine.step(terms["discriminator"], judge, opt_d, config.clip)
 

@@ -1,7 +1,9 @@
 """The only door to accelerate, deepspeed and torch.distributed: the loops see `prepare`, `begin`, `step` and `mean`."""
 
+import atexit
 import contextlib
 import hashlib
+import inspect
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,10 @@ from codeswap.types import Config
 
 Batch = TypeVar("Batch", bound=NamedTuple)
 STOPPED = 75  # EX_TEMPFAIL: "stopped on request, run the same command again"
+_DDP = nn.parallel.DistributedDataParallel
+_SYNC_BUFFERS = (  # torch 2.14 gave the argument a new name and warns at the old one
+    "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(_DDP).parameters else "broadcast_buffers"
+)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -85,6 +91,7 @@ class Engine:
                 "make it a multiple of their product"
             )
         self.micro_batch = batch // config.accumulation  # over all processes
+        atexit.register(self._accelerator.end_training)
         self._part, self._prepared, self._signal = -1, list[nn.Module](), 0
         self._handlers = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
 
@@ -119,12 +126,14 @@ class Engine:
             plugin["gradient_accumulation_steps"] = self.config.accumulation
             return self._accelerator.prepare(module, optimizer)
         if self.world > 1:
-            module = nn.parallel.DistributedDataParallel(
+            module = _DDP(
                 module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # code statistics are reduced by name; BatchNorm is per process, as in taming
                 find_unused_parameters=partly_used,
                 gradient_as_bucket_view=True,
+                # Code statistics are reduced by name, BatchNorm is per process as in taming, and a network may run
+                # twice before its backward pass, where copying buffers in between is an error.
+                **{_SYNC_BUFFERS: False},
             )
             self._prepared.append(module)
         return module, optimizer
@@ -231,11 +240,10 @@ class Engine:
         return bool(self.sum(torch.tensor(self._signal, device=self.device)).item())
 
     def close(self) -> None:
-        """Gives signals back and ends the process group."""
+        """Gives signals back and waits for the other processes, so that none is ended while another still writes."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._accelerator.end_training()
-        if dist.is_initialized():
+        if self.world > 1:
             dist.barrier()
 
     def save_shards(self, module: nn.Module, folder: Path) -> None:

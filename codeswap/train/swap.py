@@ -143,7 +143,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             if discriminator is not None and begin >= config.adversarial_from:
                 with engine.autocast():
                     faces = pairs.image_b if swapped.ba is None else torch.cat([pairs.image_b, pairs.image_a])
-                    real, fake = judge(torch.cat([to_float(faces), swapped.stacked.detach()])).float().chunk(2)
+                    real, fake = judge(to_float(faces)).float(), judge(swapped.stacked.detach()).float()
                     terms["discriminator"] = discriminator_loss(real, fake)
                 engine.step(terms["discriminator"], judge, opt_d)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # importing mlflow takes seconds: the worker thread does it w
     from mlflow import MlflowClient
 
 EXPERIMENT = "codeswap"
+OFF = "CODESWAP_MLFLOW"  # environment variable; "off" writes only the run folder's curve and the out's curve.csv
 STORE = "sqlite:///mlflow.db"
 FLUSH_SECONDS = 10.0
 _BATCH = 1000  # MLflow's limit of metrics in one request
@@ -55,39 +56,50 @@ class Tracker:
         self._metrics: list[tuple[str, float, int, int]] = []
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+        self._closed = os.environ.get(OFF) == "off"
+        if not self._closed:
+            self._thread.start()
 
     def log(self, position: int, metrics: Mapping[str, float]) -> None:
         """Buffers one line of metrics; `position` (samples seen) is MLflow's step."""
         now = int(time.time() * 1000)
+        if self._closed:
+            return
         with self._lock:
             self._metrics += [(key, value, now, position) for key, value in metrics.items()]
 
     def picture(self, name: str, picture: Picture) -> None:
         """Stores a picture as artifact `name`."""
-        self._queue.put(lambda client: client.log_image(self.run_id, picture, artifact_file=name))
+        self._put(lambda client: client.log_image(self.run_id, picture, artifact_file=name))
 
     def card(self, name: str, facts: Mapping[str, object]) -> None:
         """Stores `facts` as a JSON artifact."""
-        self._queue.put(lambda client: client.log_dict(self.run_id, dict(facts), name))
+        self._put(lambda client: client.log_dict(self.run_id, dict(facts), name))
 
     def tag(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
-            self._queue.put(lambda client, key=key, value=value: client.set_tag(self.run_id, key, str(value)))
+            self._put(lambda client, key=key, value=value: client.set_tag(self.run_id, key, str(value)))
 
     def ready(self, timeout: float = 60) -> str | None:
         """Waits until all that was given is sent, then the run's id (None: the store could not be reached in time)."""
         done = threading.Event()
-        self._queue.put(lambda client: done.set())
-        done.wait(timeout)
+        self._put(lambda client: done.set())
+        if not self._closed:
+            done.wait(timeout)
         return self.run_id
 
     def close(self, status: str = "FINISHED") -> str | None:
         """Sends what is left, ends the run (FINISHED, KILLED or FAILED) and gives its id (None: no store was found)."""
-        self._queue.put(lambda client: client.set_terminated(self.run_id, status))
-        self._queue.put(None)
-        self._thread.join(timeout=120)
+        if not self._closed:
+            self._put(lambda client: client.set_terminated(self.run_id, status))
+            self._queue.put(None)
+            self._thread.join(timeout=120)
+            self._closed = True
         return self.run_id
+
+    def _put(self, work: "Callable[[MlflowClient], None]") -> None:
+        if not self._closed:
+            self._queue.put(work)
 
     def _work(self) -> None:
         # A tracking thread must not end on a store's bad day, and mlflow wraps few of its drivers' errors.
