@@ -14,6 +14,7 @@ from codeswap.evaluate.intervals import bootstrap_means, bootstrap_median
 from codeswap.evaluate.metrics import (
     POSE_UNITS,
     FeatureMoments,
+    background,
     cosine,
     expression_errors,
     frechet_distance,
@@ -98,6 +99,15 @@ def test_masked_l1_and_psnr_look_only_where_they_are_told() -> None:
     assert masked_psnr(x, y, 1 - where)[0].item() == pytest.approx(100, abs=1e-4)
     assert masked_l1(x, y, where)[1].isnan()
     assert masked_psnr(x, y, where)[1].isnan()
+
+
+def test_background_leaves_out_the_face_and_its_edge() -> None:
+    face = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    face[..., 3, 3] = True
+    assert background(face).sum().item() == 64 - 9
+    wide = torch.zeros(1, 1, 256, 256, dtype=torch.bool)
+    wide[..., 100, 100] = True
+    assert background(wide).sum().item() == 256 * 256 - 9 * 9
 
 
 def test_mask_iou_agrees_with_scikit_learn() -> None:

@@ -62,6 +62,12 @@ def masked_l1(x: Image, y: Image, where: Mask) -> PerPair:
     return torch.where(weight > 0, total / weight.clamp(min=1e-12), torch.nan)
 
 
+def background(face: Bool[Tensor, "b 1 h w"]) -> Mask:
+    """1 outside the face and its edge: a 64th of the picture, where antialiased pixels show both sides."""
+    reach = max(1, face.shape[-1] // 64)
+    return 1 - F.max_pool2d(face.float(), 2 * reach + 1, stride=1, padding=reach)
+
+
 def masked_psnr(x: Image, y: Image, where: Mask) -> PerPair:
     """PSNR in dB over the pixels that `where` weights; at most 100 dB; NaN for a pair in which it weights none."""
     weight = where.sum(dim=(1, 2, 3)) * x.shape[1]

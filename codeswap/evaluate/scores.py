@@ -14,6 +14,7 @@ from codeswap.evaluate.judges import Judgement
 from codeswap.evaluate.methods import Batch
 from codeswap.evaluate.metrics import (
     POSE_UNITS,
+    background,
     cosine,
     expression_errors,
     mask_iou,
@@ -60,7 +61,7 @@ def raw_scores(image: Image, seen: Judgement, wanted: Wanted, batch: Batch, gall
         "id_similarity_seen": cosine(seen.identity_seen, wanted.source.identity_seen),
         **expression_errors(seen.expression, wanted.target.expression),
         "pose_deg": pose_error(seen.pose, wanted.target.pose),
-        "background_l1": masked_l1(ours, theirs, (~region).float()),
+        "background_l1": masked_l1(ours, theirs, background(region)),
     }
     if batch.truth is not None:
         true, everywhere = (batch.truth.image + 1) / 2, torch.ones_like(batch.face, dtype=torch.float32)
@@ -150,8 +151,8 @@ def ranked_by_success(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     """Pairs from best to worst: mean of a pair's places by identity gained (cosine to the source minus cosine to the
     target), by pose error and by expression error. A paste gains identity only, so it cannot lead by that alone."""
     gained = scores["id_similarity"] - scores["id_similarity_to_target"]
-    places = [np.argsort(np.argsort(np.nan_to_num(column, nan=np.inf), kind="stable")) for column in
-              (-gained, scores["pose_deg"], scores["expression_l2"])]  # fmt: skip
+    columns = [np.nan_to_num(c, nan=np.inf) for c in (-gained, scores["pose_deg"], scores["expression_l2"])]
+    places = [np.searchsorted(np.sort(column), column) for column in columns]  # equal scores share a place
     return np.argsort(np.mean(places, axis=0), kind="stable")
 
 
