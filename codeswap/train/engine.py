@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -93,7 +94,9 @@ class Engine:
         self.micro_batch = batch // config.accumulation  # over all processes
         atexit.register(self._accelerator.end_training)
         self._part, self._prepared, self._signal = -1, list[nn.Module](), 0
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        # Ray runs trainings in a thread, which receives no signals; it restarts them itself
+        numbers = _STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
 
     def place(self, module: nn.Module) -> nn.Module:
         """`module` on this process' device and in its memory format, otherwise as it was."""

@@ -5,6 +5,7 @@ warning and the metrics of that time are sent later, never the training.
 """
 
 import json
+import logging
 import os
 import queue
 import threading
@@ -132,6 +133,7 @@ class Tracker:
     def _open(self) -> "MlflowClient":
         import mlflow
 
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table it makes
         uri = os.environ.get("MLFLOW_TRACKING_URI", STORE)
         client = mlflow.MlflowClient(tracking_uri=uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
