@@ -1,8 +1,9 @@
 """Axis letters, tensor aliases and the base of every configuration group.
 
 Axis letters used in annotations and as lower-case suffixes of local names:
-b batch, h/w pixels, n code positions (tokens) of one face, d code width, k codes of the codebook,
-e width of an embedding, c channels. Images are RGB float in [-1, 1] unless a docstring says otherwise.
+b batch, h/w pixels, y/x rows and columns of a latent or feature map, n code positions (tokens) of one face,
+d code width, k codes of the codebook, e width of an embedding, c channels. Images are RGB float in [-1, 1] unless a
+docstring says otherwise.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 
 Image = Float[Tensor, "b 3 h w"]
 Mask = Float[Tensor, "b 1 h w"]
-FeatureMap = Float[Tensor, "b d h w"]
+FeatureMap = Float[Tensor, "b d y x"]
 Latent = Float[Tensor, "b n d"]
 Logits = Float[Tensor, "b n k"]
 Codes = Int[Tensor, "b n"]

@@ -11,7 +11,7 @@ from torch import nn
 from codeswap.losses.codebook import difference
 from codeswap.losses.swap import cycle_loss, expression_loss, identity_loss, perceptual_loss, reconstruction_loss
 from codeswap.models.codeswap import CodeSwap, load_codeswap, load_vqgan, new_fusion
-from codeswap.models.fusion import FusionConfig, second_pass
+from codeswap.models.fusion import Fusion, FusionConfig, second_pass
 from codeswap.models.mask import MaskConfig, MaskGenerator
 from codeswap.models.quantizer import QuantizerConfig
 from codeswap.models.regional import mixed_codes, region_tokens, swap_region
@@ -51,11 +51,11 @@ def model(variant: str = "ours", mask: bool = True, fusion: FusionConfig = FUSIO
     return CodeSwap(vqgan, built, MaskGenerator(MaskConfig(), VQ) if mask else None).eval()
 
 
-class Stub(nn.Module):
+class Stub(Fusion):
     """A trivial Stage 2: `exchange` writes each face over the other's place, `copy` leaves both."""
 
     def __init__(self, exchange: bool) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.exchange = exchange
 
     def forward(self, z_a, z_b, codebook, noise_seed=None) -> SwappedCodes:
@@ -80,7 +80,7 @@ def terms(exchange: bool, same: bool) -> dict[str, float]:
     built = CodeSwap(lossless_vqgan(), Stub(exchange), None)
     out = built.swap(a, b)
     z_a, z_b = tokens(built.vqgan.encode(a)), tokens(built.vqgan.encode(b))
-    z_aba, z_bab = second_pass(built.fusion, built.fusion(z_a, z_b, None), z_b, None)
+    z_aba, z_bab = second_pass(built.fusion, built.fusion(z_a, z_b, None), z_b, built.vqgan.codebook.weight)
     flags = torch.full((3,), same)
     return {
         "identity": identity_loss(out.image_ab.flatten(1), a.flatten(1), out.image_ba.flatten(1), b.flatten(1)).item(),

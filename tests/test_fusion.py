@@ -216,6 +216,13 @@ def test_one_sided_variant_has_b_as_target_and_reads_both_faces(knobs):
         assert not torch.allclose(built(*changed, codebook()).z_q_ab, out.z_q_ab)
 
 
+def test_one_sided_output_follows_the_targets_places_not_the_sources():
+    built, (z_a, z_b) = fusion("no_symmetry", position="none"), latents()
+    out, order = built(z_a, z_b, codebook()).z_q_ab, torch.randperm(TOKENS, generator=generator())
+    assert torch.allclose(built(z_a[:, order], z_b, codebook()).z_q_ab, out, atol=1e-5)
+    assert torch.allclose(built(z_a, z_b[:, order], codebook()).z_q_ab, out[:, order], atol=1e-5)
+
+
 @pytest.mark.parametrize("variant", ["ours", "no_symmetry", "no_codebook"])
 def test_distance_selector_starts_exactly_at_the_soft_copy_of_the_target(variant):
     built, (z_a, z_b) = (
@@ -267,7 +274,7 @@ def identity_stub(z_a, z_b, codebook, noise_seed=None):
 @pytest.mark.parametrize("stub", [exchange_stub, identity_stub])
 def test_second_pass_of_exchange_and_of_copy_gives_the_latents_back(stub):
     z_a, z_b = latents()
-    z_aba, z_bab = second_pass(stub, stub(z_a, z_b, None), z_b, None)
+    z_aba, z_bab = second_pass(stub, stub(z_a, z_b, None), z_b, codebook())
     assert torch.equal(z_aba, z_a)
     assert torch.equal(z_bab, z_b)
 
@@ -277,7 +284,7 @@ def test_one_sided_second_pass_gives_the_target_its_identity_back():
         return SwappedCodes(torch.cat([z_a[..., :4], z_b[..., 4:]], -1), None, None, None)
 
     z_a, z_b = latents()
-    z_aba, z_bab = second_pass(stub, stub(z_a, z_b, None), z_b, None)
+    z_aba, z_bab = second_pass(stub, stub(z_a, z_b, None), z_b, codebook())
     assert z_aba is None
     assert torch.equal(z_bab, z_b)
 

@@ -78,7 +78,7 @@ def test_shapes_and_equal_taps_of_encoder_and_decoder(config):
 
 
 def test_tokens_run_row_by_row_and_back():
-    x = torch.arange(2 * 3 * 2 * 2).view(2, 3, 2, 2)
+    x = torch.arange(2.0 * 3 * 2 * 2).view(2, 3, 2, 2)
     assert tokens(x)[0, 1].tolist() == [1, 5, 9]  # second column of the first row, all channels
     assert torch.equal(feature_map(tokens(x)), x)
     with pytest.raises(ValueError, match="6 tokens are no square map"):

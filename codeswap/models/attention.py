@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Side = Literal["none", "rel_bias", "rel_vec", "rel_offset", "segment"]
-Sides = Float[Tensor, "b s n w"]  # s = 2: side a, side b; s = 1: one face only
+Sides = Float[Tensor, "b s n width"]  # s = 2: side a, side b; s = 1: one face only
 
 
 def gaussian_windows(tokens: int, heads: int, windows: tuple[float | None, ...]) -> Float[Tensor, "heads n n"] | None:

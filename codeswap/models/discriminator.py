@@ -54,5 +54,5 @@ class PatchGAN(nn.Module):
                 if isinstance(layer, nn.Conv2d):
                     spectral_norm(layer)
 
-    def forward(self, image: Image) -> Float[Tensor, "b 1 h w"]:
+    def forward(self, image: Image) -> Float[Tensor, "b 1 y x"]:
         return self.layers(image)

@@ -1,12 +1,12 @@
 """Stage 2: the global fusion module and the code selector swap two faces' codes at once (METHOD §B, §C)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from codeswap.models.attention import FusionLayer, Side, Sides
 from codeswap.models.selector import (
@@ -47,7 +47,7 @@ class FusionConfig(Config):
     symmetrise_eval: bool = False  # average with the exchanged pass: makes abs512 and segment exact at twice the cost
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> "FusionConfig":
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is no multiple of heads={self.heads}")
         if self.selector_init == "distance" and self.selector != "linear":
@@ -126,12 +126,12 @@ class Fusion(nn.Module):
         else:
             self.selector.spread.copy_(codebook.std())
 
-    def _positions(self) -> Float[Tensor, "s n w"] | None:
+    def _positions(self) -> Float[Tensor, "s _n width"] | None:
         if self.segment is None:
             return self.position
         return self.segment if self.position is None else self.position + self.segment
 
-    def _fuse(self, z_a: Latent, z_b: Latent, explicit: bool = False) -> tuple[Sides, list[Tensor]]:
+    def _fuse(self, z_a: Latent, z_b: Latent, explicit: bool = False) -> tuple[Sides, list[Tensor | None]]:
         """Z_last on the side axis, (ba, ab) or (ab,), and every layer's attention map when asked for."""
         z = self.enter(concat(z_a, z_b) / self.latent_scale)
         position, source = self._positions(), None
@@ -188,7 +188,7 @@ class Fusion(nn.Module):
 
 
 def second_pass(
-    fusion: nn.Module,
+    fusion: Callable[..., SwappedCodes],
     first: SwappedCodes,
     z_b: Latent,
     codebook: Codebook,

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from codeswap.types import Codes, Config, Flags, Latent, Scalar
 
@@ -30,7 +29,7 @@ class QuantizerConfig(Config):
     soft_temperature: tuple[PositiveFloat, PositiveFloat] = (0.3, 1.8)  # uniform range, in mean nearest distances
 
     @model_validator(mode="after")
-    def _shares_and_range(self) -> Self:
+    def _shares_and_range(self) -> "QuantizerConfig":
         if self.soft_share + self.continuous_share > 1:
             raise ValueError(f"soft_share + continuous_share = {self.soft_share + self.continuous_share}, at most 1")
         if self.soft_temperature[0] > self.soft_temperature[1]:

@@ -1,14 +1,14 @@
 """From fused tokens to codes: the code selector (Eq. 7) and soft quantisation with its ablations (Eq. 8, METHOD §C)."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from codeswap.types import Codebook, Logits
+from codeswap.types import Codebook
 
-Quantisation = Literal["soft", "hard", "gumbel"]
+Logits = Float[Tensor, "*b n k"]
+Tokens = Float[Tensor, "*b n d"]
 
 
 class MLPSelector(nn.Module):
@@ -94,19 +94,19 @@ def gumbel_noise(like: Tensor, seed: int) -> Tensor:
     return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
 
 
-def soft_quantise(logits: Logits, codebook: Codebook, temperature: float = 1.0) -> Tensor:
+def soft_quantise(logits: Logits, codebook: Codebook, temperature: float = 1.0) -> Tokens:
     """Eq. (8): Z_q = Softmax(P / temperature) Q: a convex mixture of all codes."""
     return (logits / temperature).softmax(dim=-1) @ codebook
 
 
-def hard_quantise(logits: Logits, codebook: Codebook, temperature: float = 1.0) -> Tensor:
+def hard_quantise(logits: Logits, codebook: Codebook, temperature: float = 1.0) -> Tokens:
     """w/o Q1: the most probable code; backward as if it were Eq. 8 (straight-through)."""
     soft = (logits / temperature).softmax(dim=-1)
     hard = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
     return (hard + soft - soft.detach()) @ codebook
 
 
-def gumbel_quantise(logits: Logits, codebook: Codebook, temperature: float, seed: int, hard: bool) -> Tensor:
+def gumbel_quantise(logits: Logits, codebook: Codebook, temperature: float, seed: int, hard: bool) -> Tokens:
     """w/o Q2: Softmax((P + g) / temperature) Q with Gumbel noise g, or a straight-through sample of one code."""
     noisy = logits + gumbel_noise(logits, seed)
     return (hard_quantise if hard else soft_quantise)(noisy, codebook, temperature)

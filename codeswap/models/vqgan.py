@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from typing_extensions import Self
 
 from codeswap.models.layers import ConvDown, ConvUp, Norm, Res, ShuffleDown, ShuffleUp, SpatialAttention, normalisation
 from codeswap.models.quantizer import Codebook, DecodingMix, QuantizerConfig
@@ -58,7 +57,7 @@ class VQGANConfig(Config):
         return (given,) * len(self.ch_mult) if isinstance(given, int) else given
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> "VQGANConfig":
         if self.image_size % self.downsample:
             raise ValueError(f"image_size={self.image_size} is no multiple of patch * 2^(levels-1) = {self.downsample}")
         if not self.quant_conv and self.z_ch != self.embed_dim:
