@@ -94,7 +94,7 @@ def _paint_skin(canvas: Canvas, surface: Surface, identity: Identity) -> None:
     albedo.lerp_(skin * colour(0.62, 0.46, 0.40, skin), freckles.mul_(front))
     socket = bump(side - eye_spacing(identity), y - EYE_Y + 0.01, 0.13, 0.085)
     albedo.lerp_(skin * colour(0.74, 0.62, 0.62, skin), 0.35 * socket)
-    radius = ((identity.mole_size - 0.5) * 0.075).clamp(min=0)
+    radius = ((identity.mole_size - 0.5) * 0.09).clamp(min=0)
     away = torch.sqrt((x - between(-0.33, 0.33, identity.mole_x)) ** 2
                       + (y - between(-0.45, 0.34, identity.mole_y)) ** 2 + 1e-9)  # fmt: skip
     mole = coverage(radius - away, pixel) * (radius > 0.004)
@@ -106,13 +106,13 @@ def _paint_mouth(canvas: Canvas, surface: Surface, identity: Identity, attribute
     albedo, skin, front, pixel = canvas
     x, y, side = surface.x, surface.y, surface.x.abs()
     smile, opening = bend(attribute), attribute.mouth_open
-    centre = between(-0.375, -0.315, identity.mouth_height)
-    width = between(0.125, 0.20, identity.mouth_width) * (1 + 0.16 * smile)
+    centre = between(-0.395, -0.315, identity.mouth_height)
+    width = between(0.125, 0.225, identity.mouth_width) * (1 + 0.16 * smile)
     across = (x / width) ** 2
     profile = (1 - across).clamp(min=0)
     line = centre + smile * 0.11 * (across.clamp(max=1.3) - 0.45)
     gap = opening * 0.115 * profile.sqrt()
-    thickness = between(0.018, 0.048, identity.lip_thickness)
+    thickness = between(0.018, 0.058, identity.lip_thickness)
     bow = 1 - 0.30 * bell(x / 0.028) + 0.18 * bell((side - 0.05) / 0.035)
     inner_top, inner_bottom = line + 0.30 * gap, line - 0.95 * gap
     top = inner_top + thickness * profile * bow
@@ -156,10 +156,10 @@ def _paint_eyes(canvas: Canvas, surface: Surface, identity: Identity, attribute:
     albedo, skin, front, pixel = canvas
     x, y, side = surface.x, surface.y, surface.x.abs()
     spacing = eye_spacing(identity)
-    half_width = between(0.088, 0.124, identity.eye_size)
-    half_height = half_width * between(0.42, 0.70, identity.eye_shape)
+    half_width = between(0.092, 0.142, identity.eye_size)
+    half_height = half_width * between(0.40, 0.74, identity.eye_shape)
     across = side - spacing
-    level = y - EYE_Y - across * signed(identity.eye_tilt) * 0.20
+    level = y - EYE_Y - across * signed(identity.eye_tilt) * 0.24
     arc = 1 - (across / half_width) ** 2
     low = -0.60 * half_height * arc
     full = half_height * 1.15 * arc * (1 - 0.18 * across / half_width)
@@ -174,11 +174,11 @@ def _paint_eyes(canvas: Canvas, surface: Surface, identity: Identity, attribute:
     white = colour(0.90, 0.88, 0.87, skin) * (1 - 0.30 * bell((top - level) / 0.035))
     albedo.copy_(torch.lerp(albedo, white, eye))
 
-    gaze_x, gaze_y = signed(attribute.gaze_x) * 0.046, signed(attribute.gaze_y) * 0.028
+    gaze_x, gaze_y = signed(attribute.gaze_x) * 0.052, signed(attribute.gaze_y) * 0.034
     from_x = x - torch.sign(x) * spacing - gaze_x
     from_y = y - EYE_Y - 0.006 - gaze_y
     away = torch.sqrt(from_x * from_x + from_y * from_y + 1e-9)
-    radius = between(0.050, 0.062, identity.eye_size)
+    radius = between(0.054, 0.068, identity.eye_size)
     iris = palette(IRIS, identity.iris)
     ring = (away / radius).clamp_(max=1).square_().square_()
     albedo.copy_(torch.lerp(albedo, iris * (1.12 - 0.75 * ring), eye * coverage(radius - away, pixel)))
@@ -198,13 +198,13 @@ def _paint_brows(canvas: Canvas, surface: Surface, identity: Identity, attribute
     albedo, _, front, pixel = canvas
     x, y = surface.x, surface.y
     across = x.abs() - eye_spacing(identity) - 0.012
-    half_width = between(0.12, 0.155, identity.eye_size)
+    half_width = between(0.12, 0.16, identity.eye_size)
     along = across / half_width
     raised = 0.060 * signed(attribute.brow_raise)
-    height = EYE_Y + between(0.135, 0.175, identity.brow_height) + raised
-    height = height + between(0.0, 0.055, identity.brow_arch) * (1 - along * along) - 0.014 * along
+    height = EYE_Y + between(0.145, 0.20, identity.brow_height) + raised
+    height = height + between(-0.005, 0.075, identity.brow_arch) * (1 - along * along) - 0.014 * along
     height = height + across * signed(identity.eye_tilt) * 0.12
-    thickness = between(0.012, 0.034, identity.brow_thickness) * (1 - 0.45 * along.clamp(-0.6, 1))
+    thickness = between(0.012, 0.042, identity.brow_thickness) * (1 - 0.45 * along.clamp(-0.6, 1))
     brow = front * coverage(torch.minimum(thickness - (y - height).abs(), half_width - across.abs()), pixel, 1.4)
     albedo.lerp_(hair, brow * 0.88)
     return brow
@@ -214,7 +214,7 @@ def _paint_nose(canvas: Canvas, surface: Surface, identity: Identity) -> Tensor:
     """Nostrils and the shade under the tip; the nose itself is relief. Returns the nose's region."""
     albedo, skin, front, pixel = canvas
     y, side, tip = surface.y, surface.x.abs(), nose_tip(identity)
-    width = between(0.045, 0.08, identity.nose_width)
+    width = between(0.042, 0.095, identity.nose_width)
     under = bump(surface.x, y - tip + 0.065, 1.3 * width, 0.028) * front
     albedo.lerp_(skin * colour(0.62, 0.50, 0.48, skin), under * 0.55)
     nostril = torch.sqrt((side - 0.62 * width) ** 2 + ((y - tip + 0.046) * 1.5) ** 2 + 1e-9)

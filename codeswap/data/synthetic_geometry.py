@@ -119,34 +119,34 @@ def relief(x: Tensor, y: Tensor, identity: Identity, smile: Tensor) -> Tensor:
     """Height of the skin above the ellipsoid at face position (x, y): nose, cheeks, eye sockets, lips, chin."""
     side = x.abs()
     tip = nose_tip(identity)
-    width = between(0.045, 0.08, identity.nose_width)
-    ridge = bell(x / between(0.034, 0.052, identity.nose_bridge))
+    width = between(0.042, 0.095, identity.nose_width)
+    ridge = bell(x / between(0.030, 0.058, identity.nose_bridge))
     slope = ((EYE_Y + 0.05 - y) / (EYE_Y + 0.05 - tip)).clamp(0, 1) * rise(y - tip + 0.02, 0.025)
     nose = 0.085 * ridge * slope + 0.062 * bump(x, y - tip, width, 0.055)
     nose = nose + 0.036 * bump(side - width * 1.02, y - tip + 0.012, 0.034, 0.034)
     eyes = -0.050 * bump(side - eye_spacing(identity), y - EYE_Y, 0.11, 0.075)
     cheek = between(0.015, 0.05, identity.cheeks) + 0.022 * smile
     cheeks = cheek * bump(side - 0.30, y + 0.13 - 0.03 * smile, 0.13, 0.12)
-    mouth_y = between(-0.375, -0.315, identity.mouth_height)
+    mouth_y = between(-0.395, -0.315, identity.mouth_height)
     mouth = 0.030 * bump(x, y - mouth_y, 0.17, 0.085)
-    chin = 0.040 * bump(x, y + 0.60, 0.12, 0.09)
+    chin = 0.045 * bump(x, y + 0.58, 0.12, 0.09)
     return nose + eyes + cheeks + mouth + chin
 
 
 def eye_spacing(identity: Identity) -> Tensor:
     """Distance of an eye from the face's middle line, (b, 1, 1, 1)."""
-    return between(0.17, 0.215, identity.eye_spacing)
+    return between(0.172, 0.232, identity.eye_spacing)
 
 
 def nose_tip(identity: Identity) -> Tensor:
     """Height of the nose's tip on the face, (b, 1, 1, 1)."""
-    return between(-0.10, -0.19, identity.nose_length)
+    return between(-0.085, -0.205, identity.nose_length)
 
 
 def cast(view: View, identity: Identity, attribute: Attributes) -> Surface:
     """Meets each pixel's ray with the head ellipsoid (narrowed towards the chin), then with its relief."""
     turn = rotation(attribute)
-    radii = (between(0.435, 0.54, identity.face_width), between(0.63, 0.72, identity.face_height), DEPTH)
+    radii = (between(0.425, 0.55, identity.face_width), between(0.61, 0.73, identity.face_height), DEPTH)
     x, y = view.x / _taper(view.y / radii[1], identity, attribute), view.y
     inverse = [1 / radius**2 for radius in radii]
     form = {
