@@ -39,7 +39,8 @@ from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.perception.roles import load
 from codeswap.train.engine import Engine, EngineConfig, held
 from codeswap.train.feeds import FaceFeed, open_training_faces, pixel_weights
-from codeswap.train.run import Run, TrainingConfig, set_lr
+from codeswap.train.run import Run
+from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
 from codeswap.types import Config, Image
 

@@ -36,7 +36,7 @@ def _run_stage(stage: dict[str, object]) -> None:
             raise StageFailedError(f"{stage['module']} ended with exit code {end.code}") from None
 
 
-def launch(module: str, arguments: list[str], workers: int, gpu: bool, failures: int, storage: Path) -> None:
+def launch(module: str, arguments: list[str], *, workers: int, gpu: bool, failures: int, storage: Path) -> None:
     """Runs `module` with `arguments` on `workers` Ray workers, restarting all of them up to `failures` times.
 
     Joins the cluster named by RAY_ADDRESS, or starts one on this machine. Raises what the last attempt raised.
@@ -72,7 +72,14 @@ def main() -> None:
     parser.add_argument("module", help="a stage, e.g. pipeline.train_swap")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the stage's own arguments")
     options = parser.parse_args()
-    launch(options.module, options.arguments, options.workers, options.gpu, options.failures, options.storage)
+    launch(
+        options.module,
+        options.arguments,
+        workers=options.workers,
+        gpu=options.gpu,
+        failures=options.failures,
+        storage=options.storage,
+    )
 
 
 if __name__ == "__main__":

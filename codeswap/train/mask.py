@@ -22,7 +22,8 @@ from codeswap.models.vqgan import VQGAN, feature_map, tokens
 from codeswap.train.engine import Engine, EngineConfig
 from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
 from codeswap.train.objective import Pictures, SwapWeights, load_judges, picture_terms
-from codeswap.train.run import Run, TrainingConfig, set_lr
+from codeswap.train.run import Run
+from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
 from codeswap.types import Config, Image, Mask
 

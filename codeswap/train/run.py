@@ -1,8 +1,8 @@
 """A run folder: its lock, resuming, log lines, checkpoints, and the out that is written whole at the end."""
 
+import dataclasses
 import fcntl
 import json
-import math
 import os
 import shutil
 import socket
@@ -12,63 +12,23 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL.Image import Image as Picture
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from codeswap.data.pictures import save_png
 from codeswap.models.store import CARD, save_model
 from codeswap.train.engine import STOPPED, Engine
+from codeswap.train.schedule import TrainingConfig
 from codeswap.train.state import TrainState, git_commit, load_state, newest_intact, save_state
 from codeswap.train.tracking import Curve, Tracker
 from codeswap.types import Config
 
 T = TypeVar("T")
 _SPEAK_SECONDS = 20.0  # between console lines when there is no terminal
-
-
-class TrainingConfig(Config):
-    """What every training has: its length and what it does now and then, all counted in samples of all processes."""
-
-    samples: PositiveInt
-    batch: PositiveInt  # over all processes
-    log_every: PositiveInt = 3_200
-    picture_every: PositiveInt = 32_000
-    checkpoint_every: PositiveInt = 32_000
-    keep: PositiveInt = 2  # checkpoints
-    pictures: PositiveInt = 8  # faces or pairs in a picture grid
-    lr: PositiveFloat = 1e-4
-    schedule: Literal["constant", "onecycle"] = "constant"
-    rise: float = Field(0.1, ge=0, lt=1)  # onecycle: share of the samples in which lr rises
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: NonNegativeFloat = 0.0  # above 0 it is AdamW
-    clip: PositiveFloat | None = None  # largest norm of the gradient
-
-    def lr_at(self, position: int) -> float:
-        """The learning rate of the step that begins at `position`: a function of the samples seen, so it resumes.
-
-        onecycle: cosine from lr/25 to lr, then cosine to lr/250,000 (torch's OneCycleLR).
-        """
-        if self.schedule == "constant":
-            return self.lr
-        share = position / self.samples
-        if share < self.rise:
-            return _cosine(self.lr / 25, self.lr, share / self.rise)
-        return _cosine(self.lr, self.lr / 250_000, (share - self.rise) / (1 - self.rise))
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 class RunLockedError(ValueError):
@@ -166,7 +126,7 @@ class Run:
         found = self.engine.on_main(lambda: str(newest_intact(self.folder, self.fingerprint) or ""))
         if found:
             load_state(state, Path(found))
-            state.sums = {name: value.to(self.engine.device) for name, value in state.sums.items()}
+            state.sums = {name: self._own(rows).to(self.engine.device) for name, rows in state.sums.items()}
         if self.engine.main:
             self.curve.cut(state.position)
             if found:
@@ -175,6 +135,10 @@ class Run:
                 self._bar = tqdm(
                     total=self.training.samples, initial=state.position, desc=self.name, unit="img", unit_scale=True
                 )
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """This process' sums of a checkpoint; of another number of processes: equal shares of all of them."""
+        return rows[self.engine.rank] if len(rows) == self.engine.world else rows.sum(0) / self.engine.world
 
     def next(self, batches: Iterator[tuple[int, T]]) -> tuple[int, T]:
         """The next batch; the time spent waiting for it is measured."""
@@ -199,16 +163,15 @@ class Run:
         if self._bar is not None:
             self._bar.update(self.engine.micro_batch)
 
-    def agree(self, state: TrainState) -> dict[str, float]:
-        """Makes the sums equal on all processes and returns the interval's means over the global batches.
+    def means(self, state: TrainState) -> dict[str, float]:
+        """The interval's means over the global batches.
 
         Raises FloatingPointError naming every term that is not finite.
         """
         if not state.sums:
             return {}
-        table = self.engine.mean(torch.stack(list(state.sums.values())))
-        state.sums = dict(zip(state.sums, table, strict=True))
-        means = {name: total / count for name, (total, count) in zip(state.sums, table.tolist(), strict=True)}
+        table = self.engine.sum(torch.stack(list(state.sums.values()))).tolist()
+        means = {name: total / count for name, (total, count) in zip(state.sums, table, strict=True)}
         wrong = [name for name, value in means.items() if not abs(value) < float("inf")]
         if wrong:
             raise FloatingPointError(
@@ -219,7 +182,7 @@ class Run:
 
     def log(self, state: TrainState, extra: Mapping[str, float] | None = None) -> dict[str, float]:
         """Writes the interval's means (and `extra`, already equal on all processes) and starts a new interval."""
-        metrics = self.agree(state) | dict(extra or {})
+        metrics = self.means(state) | dict(extra or {})
         state.sums = {}
         if self.engine.main:
             self.curve.append(state.position, metrics)
@@ -263,9 +226,11 @@ class Run:
 
     def checkpoint(self, state: TrainState) -> None:
         """Saves the state, unless a term is not finite. Resuming from it is bit for bit the uninterrupted run."""
-        self.agree(state)
+        self.means(state)
+        every = {name: self.engine.gather(sums[None]) for name, sums in state.sums.items()}  # one row per process
         if self.engine.main:
-            save_state(state, self.folder, self.fingerprint, self.engine.world, self.training.keep)
+            whole = dataclasses.replace(state, sums=every)
+            save_state(whole, self.folder, self.fingerprint, self.engine.world, self.training.keep)
 
     def stop_if_asked(self, state: TrainState) -> None:
         """After a signal: checkpoint and leave with exit code 75."""

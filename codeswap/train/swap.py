@@ -19,7 +19,8 @@ from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.engine import Engine, EngineConfig, held
 from codeswap.train.feeds import PairFeed, open_training_faces
 from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judges, picture_terms
-from codeswap.train.run import Run, TrainingConfig, set_lr
+from codeswap.train.run import Run
+from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
 from codeswap.train.watch import FixedPairs, watch
 from codeswap.types import Config, SwappedCodes
