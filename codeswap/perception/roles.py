@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -64,6 +64,11 @@ class RoleConfig(Config):
             raise ValueError("give either `train: synthetic` or `file: PATH`")
         if (self.file is None) != (self.architecture is None):
             raise ValueError("`file` and `architecture` belong together; a trained role needs neither")
+        if self.architecture is not None:
+            from codeswap.perception import packaged  # imported late: readers of foreign formats that few runs need
+
+            if self.architecture not in (known := get_args(packaged.Architecture)):
+                raise ValueError(f"no packaged architecture {self.architecture!r}; there are {', '.join(known)}")
         if self.file is not None and not (self.licence and self.source):
             raise ValueError("say the file's `source` and `licence`: they go into the card of every model made with it")
         return self
@@ -171,7 +176,7 @@ def load(folder: Path, role: str) -> nn.Module:
     entry = card(folder)["roles"].get(role)
     if entry is None:
         ways = ["train: synthetic (our own network, for rendered faces)"] if role in TRAINABLE else []
-        ways.append(f"file: PATH under data/perception/, e.g. {REMEDIES[role]}")
+        ways.append(f"file: PATH (`codeswap weights list` shows what packages ship), e.g. {REMEDIES[role]}")
         raise PerceptionError(
             f"nothing fills the role {role}. In params.yaml give perception.{role} " + " or ".join(ways)
         )
@@ -184,9 +189,9 @@ def load(folder: Path, role: str) -> nn.Module:
 
 def _network(role: str, path: Path, entry: Mapping[str, object]) -> nn.Module:
     if entry["architecture"] != OWN:
-        from codeswap.perception import packaged  # readers of foreign formats, only needed by those who use them
+        from codeswap.perception import packaged
 
-        return packaged.build(str(entry["architecture"]), path)
+        return packaged.build(entry["architecture"], path)
     try:
         network = build(role, NetworkConfig.model_validate(entry["config"]))
         network.load_state_dict(load_tensors(path.read_bytes()))

@@ -48,17 +48,22 @@ def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path) -> di
 
 
 def _given(role: str, entry: RoleConfig, root: Path) -> dict[str, object]:
-    verify(role, root / str(entry.file), entry.sha256)
+    original = verify(role, root / str(entry.file), entry.sha256)
     facts = entry.model_dump(include={"architecture", "file", "source", "licence"})
-    return {**facts, "name": entry.name or entry.architecture, "input_size": None, "config": {}, "metrics": {}}
+    name = entry.name or entry.architecture
+    return {**facts, "name": name, "original_sha256": original, "config": {}, "metrics": {}}
 
 
 def _place(role: str, entry: Mapping[str, object], root: Path, run: Path, folder: Path) -> dict[str, object]:
-    """Copies a role's weights into `folder` under the role's name; the card entry with file name and sha256."""
-    source = root / str(entry["file"]) if "file" in entry else run / f"{role}.safetensors"
-    target = folder / f"{role}{''.join(source.suffixes[-2:] if source.name.endswith('.gz') else source.suffixes[-1:])}"
-    shutil.copyfile(source, target)
-    return {**entry, "file": target.name, "sha256": sha256_of(target)}
+    """Puts a role's weights into `folder` as `<role>.safetensors`; the card entry with file name and sha256."""
+    target = folder / f"{role}.safetensors"
+    if "file" not in entry:
+        shutil.copyfile(run / target.name, target)
+        return {**entry, "file": target.name, "sha256": sha256_of(target)}
+    from codeswap.perception import packaged  # readers of foreign formats, only needed by those who use them
+
+    packaged.save(packaged.build(entry["architecture"], root / str(entry["file"])), target)
+    return {**entry, "original": entry["file"], "file": target.name, "sha256": sha256_of(target)}
 
 
 def summary(roles: Mapping[str, Mapping[str, object]]) -> str:
