@@ -72,8 +72,9 @@ class DistanceSelector(nn.Module):
         self.latent.spread.copy_(codebook.std())
 
     def forward(self, z_last: Tensor, z: Tensor) -> Tensor:
-        """Eq. (7), with distances for the MLP."""
-        return F.linear(self.latent(z_last, z), self.weight, self.bias) * self.log_kappa.exp()
+        """Eq. (7), with distances for the MLP. Kappa multiplies the narrow factors, not the n_codes wide product."""
+        kappa = self.log_kappa.exp()
+        return F.linear(self.latent(z_last, z) * kappa, self.weight, self.bias * kappa)
 
 
 class DirectOutput(nn.Module):
@@ -94,14 +95,18 @@ def gumbel_noise(like: Tensor, seed: int) -> Tensor:
     return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
 
 
+def _probabilities(logits: Logits, temperature: float) -> Logits:
+    return (logits if temperature == 1 else logits / temperature).softmax(dim=-1)
+
+
 def soft_quantise(logits: Logits, codebook: Codebook, temperature: float = 1.0) -> Tokens:
     """Eq. (8): Z_q = Softmax(P / temperature) Q: a convex mixture of all codes."""
-    return (logits / temperature).softmax(dim=-1) @ codebook
+    return _probabilities(logits, temperature) @ codebook
 
 
 def hard_quantise(logits: Logits, codebook: Codebook, temperature: float = 1.0) -> Tokens:
     """w/o Q1: the most probable code; backward as if it were Eq. 8 (straight-through)."""
-    soft = (logits / temperature).softmax(dim=-1)
+    soft = _probabilities(logits, temperature)
     hard = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
     return (hard + soft - soft.detach()) @ codebook
 
