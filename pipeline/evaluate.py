@@ -5,8 +5,9 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from codeswap.config import fingerprint, load_params
-from codeswap.evaluate.results import Evaluation, read_evaluations
+from codeswap.evaluate.results import Evaluation, measured, read_evaluations
 from codeswap.evaluate.runner import EvaluateParams, Places, evaluate
+from codeswap.evaluate.tables import TERMINAL_COLUMNS, as_text, methods_table
 from codeswap.train.tracking import log_stage_run
 from pipeline.cli import PARAMS_FILE, run_stage
 
@@ -25,6 +26,7 @@ def main(variant: str, testset: str) -> None:
         shards=Path("data/shards/test") / testset,
     )
     evaluation = evaluate(variant, testset, params.evaluate, places, OUT)
+    print(as_text(methods_table(evaluation, measured([evaluation], TERMINAL_COLUMNS), interval=False)))
     # MLflow's compare view of evaluation runs is Table 3, so a run carries all test sets of the same model (DESIGN §9).
     same_model = [e for e in read_evaluations(OUT) if e.variant == variant and e.models == evaluation.models]
     log_stage_run(

@@ -1,7 +1,13 @@
 """The evaluation end to end on rendered faces and on pictures without ground truth, with small networks that compute
 something known, so that the rows whose values follow from their definition can be checked."""
 
+import contextlib
+import hashlib
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,27 +17,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
+from safetensors.torch import save
 from torch import Tensor, nn
 
+import pipeline.evaluate
+import pipeline.pairs
 from codeswap.data.faces import Faces, to_float
 from codeswap.data.manifest import MANIFEST, SCHEMA, write_card, write_rows
 from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
 from codeswap.data.synthetic import attributes, identities, render
 from codeswap.evaluate import runner
 from codeswap.evaluate.baselines import face_of, paste, read_results, scenes, truth_of
-from codeswap.evaluate.judges import ROLES, Judges
+from codeswap.evaluate.judges import FID_WEIGHTS, ROLES, Judges
 from codeswap.evaluate.methods import Batch, eight_bits, exchange_error, pictures
 from codeswap.evaluate.protocol import ProtocolConfig, read_pairs
 from codeswap.evaluate.results import Evaluation, read_evaluations
 from codeswap.evaluate.runner import EvaluateConfig, Places, evaluate
 from codeswap.evaluate.scores import ScoreTable, ranked_by_success, shown_pairs
+from codeswap.evaluate.temporal import clips, steadiness
 from codeswap.models.codeswap import CodeSwap, new_fusion
 from codeswap.models.fusion import FusionConfig
 from codeswap.models.mask import MaskConfig, MaskGenerator
 from codeswap.models.quantizer import QuantizerConfig
 from codeswap.models.store import save_model
 from codeswap.models.vqgan import VQGAN, VQGANConfig
+from codeswap.perception.networks import NetworkConfig, build
+from codeswap.perception.roles import OWN
 
+ROOT = Path(__file__).parent.parent
 SIZE = 16
 VQ = VQGANConfig(
     image_size=SIZE, patch=2, ch=8, ch_mult=(1, 2), n_res_enc=1, n_res_dec=1, attn_res=(), mid="none",
@@ -75,7 +88,9 @@ def judges(monkeypatch: pytest.MonkeyPatch) -> Judges:
     return made
 
 
-def shards(folder: Path, people: int, each: int, rendered: bool = True, size: int = SIZE) -> Path:
+def shards(
+    folder: Path, people: int, each: int, *, rendered: bool = True, size: int = SIZE, video: bool = False
+) -> Path:
     """A test set on disk; without `rendered` the facts hold no parameters, as for photographs."""
     person = torch.arange(people).repeat_interleave(each)
     identity, attribute = identities(0, people, 7)[person], attributes(0, people * each, 7)
@@ -86,6 +101,8 @@ def shards(folder: Path, people: int, each: int, rendered: bool = True, size: in
             "key": f"t{number:03d}", "dataset": folder.name, "identity": f"p{int(person[number])}", "split": "test",
             "source": str(number), "sha256": "0", "source_width": size, "source_height": size, "licence": "CC0",
         }  # fmt: skip
+        if video:
+            row |= {"video": row["identity"], "frame": number % each}
         parameters = {"identity": identity[number].tolist(), "attributes": attribute[number].tolist()}
         samples.append(
             Sample(row["key"], encode(pixels, config), row | ({"synthetic": parameters} if rendered else {}))
@@ -111,6 +128,23 @@ def models(root: Path, variant: str = "ours") -> Places:
     assert built.mask_generator is not None
     save_model(places.mask, built.mask_generator, {"kind": "mask", "config": config})
     return places
+
+
+def perception(folder: Path) -> None:
+    """Untrained networks of our own where the perception stage puts trained ones: only the stage's plumbing is tested
+    with them, not its numbers."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    entries = {}
+    for role in ROLES:
+        config = NetworkConfig(trunk=None if role == "parsing" else "strided", input_size=32, width=4, outputs=8)
+        weights = save(build(role, config).state_dict())
+        (folder / f"{role}.safetensors").write_bytes(weights)
+        entries[role] = {
+            "architecture": OWN, "name": f"tiny-{role}", "sha256": hashlib.sha256(weights).hexdigest(),
+            "file": f"{role}.safetensors", "config": config.model_dump(mode="json"),
+        }  # fmt: skip
+    (folder / "card.json").write_text(json.dumps({"roles": entries}))
 
 
 def value(evaluation: Evaluation, method: str, name: str) -> float:
@@ -211,10 +245,47 @@ def test_pictures_without_ground_truth_use_the_parsing_network(tmp_path: Path, j
     assert "exchange_error" not in evaluation.methods["swap"]  # one direction only: nothing to exchange
 
 
+def test_videos_are_judged_in_time_too(tmp_path: Path, judges: Judges) -> None:
+    places = models(tmp_path / "models")._replace(shards=shards(tmp_path / "faces", 4, 3, video=True))
+    evaluation = evaluate("ours", "faces", EvaluateConfig(resamples=50, clips=3), places, tmp_path / "metrics")
+    assert evaluation.protocol.shape == "videos"
+    assert (evaluation.pairs, evaluation.protocol.gallery) == (12, 4)
+    assert value(evaluation, "copy_target", "flicker") == pytest.approx(0, abs=1e-6)
+    assert value(evaluation, "swap", "flicker") > 0.001
+    assert evaluation.methods["true_swap"]["id_consistency"].n == 3
+    assert "flicker" not in evaluation.methods["copy_source"]
+
+
+def test_clips_put_one_source_on_a_video_s_frames_in_time(tmp_path: Path) -> None:
+    faces = Faces([shards(tmp_path / "faces", 4, 3, video=True)])
+    pairs = runner.pairs_of(faces.manifest, ProtocolConfig())
+    found = list(clips(pairs, faces.manifest, 2))
+    assert [[pairs.targets[place] for place in clip.frames] for clip in found] == [
+        ["t000", "t001", "t002"], ["t003", "t004", "t005"],
+    ]  # fmt: skip
+    assert all(clip.source == clip.frames[0] for clip in found)
+    assert not list(clips(pairs._replace(shape="images"), faces.manifest, 2))
+
+
+def test_steadiness_by_hand() -> None:
+    targets = torch.zeros(3, 3, 2, 2)
+    images = targets + torch.tensor([0.0, 0.4, 0.4]).view(3, 1, 1, 1)
+    found = steadiness(images, targets, torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    assert found["flicker"].item() == pytest.approx(0.1)  # (0.4 + 0) / 2 in [-1, 1], half of it in 0..1
+    assert found["id_consistency"].item() == pytest.approx(0.5)
+
+
 def test_faces_of_another_size_than_the_model_are_refused(tmp_path: Path, judges: Judges) -> None:
     places = models(tmp_path / "models")._replace(shards=shards(tmp_path / "faces", 3, 2, size=24))
     with pytest.raises(ValueError, match="holds faces of 24 px, the model was trained for 16 px"):
         evaluate("ours", "faces", EvaluateConfig(), places, tmp_path / "metrics")
+
+
+def test_only_the_inception_of_the_fid_paper_gives_a_fid() -> None:
+    networks = {role: Pool(2) for role in ROLES}
+    assert Judges(networks, torch.device("cpu")).frechet_name == "fd_pool2"
+    networks["features"].sha256 = FID_WEIGHTS
+    assert Judges(networks, torch.device("cpu")).frechet_name == "fid"
 
 
 def batch(count: int = 3) -> Batch:
@@ -327,3 +398,51 @@ def test_metrics_file_is_json_without_nan(rendered: tuple[Evaluation, Path]) -> 
     _, root = rendered
     for path in (root / "metrics" / "ours").glob("*.json"):
         json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shards(tmp_path / "data" / "shards" / "test" / "faces", 4, 3)
+    (tmp_path / "params.yaml").write_text("evaluate: {resamples: 50, protocol: {faces: {pairs: 6}}}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_stage_writes_metrics_and_records_a_run_that_can_be_compared(project: Path) -> None:
+    models(project / "models")
+    perception(project / "models" / "perception")
+    command = [sys.executable, "-m", "pipeline.evaluate", "--variant", "ours", "--testset", "faces"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (evaluation,) = read_evaluations(project / "metrics")
+    assert (evaluation.variant, evaluation.testset, evaluation.pairs) == ("ours", "faces", 6)
+    assert evaluation.networks["pose"].name == "tiny-pose"
+    assert "fd_tiny-features" in evaluation.methods["swap"]
+    assert "ID retrieval" in done.stdout
+    with contextlib.closing(sqlite3.connect(project / "mlflow.db")) as store:
+        metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
+        params = dict(store.execute("select key, value from params").fetchall())
+        tags = dict(store.execute("select key, value from tags").fetchall())
+    similarity = value(evaluation, "swap", "id_similarity")
+    assert metrics["faces.swap.id_similarity"] == pytest.approx(similarity)
+    assert params["swap.fusion.layers"] == "1"
+    assert tags["parent.swap"] == evaluation.parents["swap"]
+    assert tags["pair_list_sha256"] == evaluation.pair_list_sha256
+
+
+def test_pair_list_can_be_had_without_any_model(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline.pairs.main("faces", "pairs.json")
+    assert len(json.loads((project / "pairs.json").read_text())["pairs"]) == 6
+    assert hashlib.sha256((project / "pairs.json").read_bytes()).hexdigest() in capsys.readouterr().out
+
+
+def test_missing_models_and_networks_are_named(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"models/codebook/model\.safetensors does not exist"):
+        pipeline.evaluate.main("ours", "faces")
+    models(project / "models")
+    with pytest.raises(ValueError, match=r"models/perception/card\.json does not exist"):
+        pipeline.evaluate.main("ours", "faces")
+    with pytest.raises(ValueError, match=r"data/shards/test/other/card\.json is missing"):
+        pipeline.evaluate.main("ours", "other")

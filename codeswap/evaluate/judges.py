@@ -17,6 +17,9 @@ from codeswap.types import Embedding, Image
 # `identity_train` judges too, as the column "seen": how far a swapper has only learnt to please its own loss.
 ROLES = ("identity_eval", "identity_train", "expression_eval", "pose", "features", "parsing")
 
+# pt_inception-2015-12-05-6726825d.pth: only a distance in these features may be called FID (METHOD §F.2, §H).
+FID_WEIGHTS = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
 
 class Judgement(NamedTuple):
     """What the networks see in some images; identity vectors have unit length, pose is in degrees."""
@@ -36,9 +39,8 @@ class Judges:
         self.networks = {
             role: NetworkName(name=network.name, sha256=network.sha256) for role, network in self._networks.items()
         }
-        name = self.networks["features"].name
-        # Only the Inception network of the FID paper may give a number that is called FID.
-        self.frechet_name = "fid" if name.startswith("inception-2015-12-05") else f"fd_{name}"
+        features = self.networks["features"]
+        self.frechet_name = "fid" if features.sha256 == FID_WEIGHTS else f"fd_{features.name}"
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "Judges":
@@ -46,17 +48,22 @@ class Judges:
         return cls({role: roles.load(folder, role) for role in ROLES}, device)
 
     @torch.no_grad()
-    def identity(self, image: Image, role: str = "identity_eval") -> Embedding:
+    def identity(self, image: Image) -> Embedding:
         """Unit vector of f(x) ++ f(mirrored x), which cancels what differs between a face's two sides."""
-        network = self._networks[role]
+        network = self._networks["identity_eval"]
         return F.normalize(torch.cat([network(image), network(image.flip(-1))], dim=1), dim=1)
+
+    @torch.no_grad()
+    def identity_seen(self, image: Image) -> Embedding:
+        """Unit vector of the training network, as its loss uses it."""
+        return F.normalize(self._networks["identity_train"](image), dim=1)
 
     @torch.no_grad()
     def judge(self, image: Image) -> Judgement:
         """All that is compared between a result, its source and its target. Images in [-1, 1]."""
         return Judgement(
             identity=self.identity(image),
-            identity_seen=self.identity(image, "identity_train"),
+            identity_seen=self.identity_seen(image),
             expression=self._networks["expression_eval"](image),
             pose=self._networks["pose"](image),
             features=self._networks["features"](image),

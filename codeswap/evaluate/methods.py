@@ -10,8 +10,8 @@ from torch import Tensor
 
 from codeswap.evaluate.baselines import Truth, paste, read_results
 from codeswap.models.codeswap import CodeSwap
-from codeswap.models.vqgan import feature_map, tokens
-from codeswap.types import Image, Mask
+from codeswap.models.vqgan import VQGAN, feature_map, tokens
+from codeswap.types import Image, Latent, Mask
 
 
 class Batch(NamedTuple):
@@ -39,19 +39,19 @@ def eight_bits(image: Image) -> Image:
 
 @torch.no_grad()
 def pictures(model: CodeSwap, batch: Batch, rivals: Mapping[str, Path], temperature: float) -> Pictures:
-    """All methods on one batch. `temperature` is that of the soft codes of the `*_soft` rows (Codebook.soft)."""
+    """All methods on one batch. `temperature` is that of the soft codes of the `*_soft` row (Codebook.soft)."""
     swapped, mask = _swap_onto_target(model, batch.source, batch.target)
     images = {
         **swapped,
         "copy_target": batch.target,
         "copy_source": batch.source,
         "paste": paste(batch.source, batch.target, batch.face),
-        "target_through_codebook": through_codebook(model, batch.target, None),
     }
     if batch.truth is not None:
+        z = tokens(model.vqgan.encode(batch.truth.image))
         images["true_swap"] = batch.truth.image
-        images["true_swap_through_codebook"] = through_codebook(model, batch.truth.image, None)
-        images["true_swap_through_codebook_soft"] = through_codebook(model, batch.truth.image, temperature)
+        images["true_swap_through_codebook"] = _through_nearest(model.vqgan, z)
+        images["true_swap_through_codebook_soft"] = _decode(model.vqgan, model.vqgan.codebook.soft(z, temperature))
     there = {name: image.isfinite().flatten(1).all(dim=1) for name, image in images.items()}
     for name, folder in rivals.items():
         image, found = read_results(folder, batch.pairs, batch.target.shape[-1])
@@ -60,7 +60,8 @@ def pictures(model: CodeSwap, batch: Batch, rivals: Mapping[str, Path], temperat
 
 
 def _swap_onto_target(model: CodeSwap, source: Image, target: Image) -> tuple[dict[str, Image], Mask | None]:
-    """`CodeSwap.swap` without the half that is not judged here, and the same codes taken by argmax (METHOD §C, Q1)."""
+    """`CodeSwap.swap` without the half that is not judged here; the same codes taken by argmax (METHOD §C, Q1); and
+    the target itself through the codebook, the floor for pose and expression that Stage 1 sets."""
     vqgan = model.vqgan
     z_source, _ = vqgan.encoder_features(source)
     z_target, target_features = vqgan.encoder_features(target)
@@ -72,15 +73,15 @@ def _swap_onto_target(model: CodeSwap, source: Image, target: Image) -> tuple[di
     if codes.logits_ab is not None and model.fusion.variant != "hard":
         nearest = vqgan.codebook.lookup(codes.logits_ab.argmax(dim=-1))
         images["swap_hard_codes"] = model.paint(nearest, target, target_features)[0]
+    images["target_through_codebook"] = _through_nearest(vqgan, tokens(z_target))
     return images, mask
 
 
-def through_codebook(model: CodeSwap, image: Image, temperature: float | None) -> Image:
-    """Encoded, taken to the nearest codes (None) or soft ones, decoded: the ceiling that Stage 1 sets for Stage 2."""
-    vqgan = model.vqgan
-    z = tokens(vqgan.encode(image))
-    codes = vqgan.codebook
-    z_q = codes.lookup(codes.nearest(z)) if temperature is None else codes.soft(z, temperature)
+def _through_nearest(vqgan: VQGAN, z: Latent) -> Image:
+    return _decode(vqgan, vqgan.codebook.lookup(vqgan.codebook.nearest(z)))
+
+
+def _decode(vqgan: VQGAN, z_q: Latent) -> Image:
     return vqgan.decode(feature_map(z_q))
 
 

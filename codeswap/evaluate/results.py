@@ -89,6 +89,8 @@ MEASURES = {
     "face_psnr_true_swap": Measure("face PSNR", "higher", "decibel", "the same inside the face, dB"),
     "mask_mean": Measure("mean mask", "", "small", "mean of the predicted mask"),
     "mask_iou": Measure("mask IoU", "higher", "small", "predicted mask over 0.5 against the target's face"),
+    "id_consistency": Measure("ID steadiness", "higher", "small", "cosine between a video's neighbouring results"),
+    "flicker": Measure("flicker", "lower", "small", "L1 of the result's change in time to the target's change"),
     "exchange_error": Measure("exchange error", "lower", "plain", "largest difference of swap(a, b) and swap(b, a)"),
     "failures": Measure("failures", "lower", "count", "results missing or not finite: misses in retrieval"),
     "fid": Measure("FID", "lower", "plain", "Fréchet distance to the targets, Inception features"),
