@@ -89,10 +89,10 @@ def align(picture: np.ndarray, quad: np.ndarray, size: int) -> Crop:
     border = max(round(side * 0.1), 3)
     low, high = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
     box = (
-        int(np.clip(low[0] - border, 0, image.width - 1)),
-        int(np.clip(low[1] - border, 0, image.height - 1)),
-        int(np.clip(high[0] + border, 1, image.width)),
-        int(np.clip(high[1] + border, 1, image.height)),
+        max(int(low[0]) - border, 0),
+        max(int(low[1]) - border, 0),
+        min(int(high[0]) + border, image.width),
+        min(int(high[1]) + border, image.height),
     )
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"the face's square {quad.round(1).tolist()} lies outside the picture")

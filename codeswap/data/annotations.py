@@ -63,8 +63,8 @@ def decode_labels(data: bytes) -> np.ndarray:
 class Annotations:
     """The annotations of `faces`, held in memory, by the same index.
 
-    Attributes: `identity` (n, 2, e), `expression` (n, 2, x) and `pose` (n, 2, 3) in degrees (yaw, pitch, roll), float32;
-    view 0 is the face as it is, view 1 mirrored. `networks` by role.
+    Attributes: `identity` (n, 2, e), `expression` (n, 2, x) and `pose` (n, 2, 3) in degrees (yaw, pitch, roll),
+    float32; view 0 is the face as it is, view 1 mirrored. `networks` by role.
     Raises AnnotationError when a file is missing, lists other faces, or was made by other networks than
     `networks` (role -> sha256 of the weights; None: whichever they are).
     """

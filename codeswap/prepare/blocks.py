@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a w
 
 import ray
 import ray.data
+from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 _OBJECT_STORE = 128 * 2**20  # bytes; blocks pass numbers only, pixels go from disk to disk
 # Restartable actors make Ray warn about its own library; where all is one machine, running the stage again does it.
@@ -61,8 +62,8 @@ def run_blocks(
     """Calls `make_worker(*arguments)(number)` for every block on Ray; yields what it returns, as it comes.
 
     With `holds` the workers are actors that keep what they have loaded, on the GPUs if the cluster has any; else each
-    block is a task on a CPU, which starts sooner. Must be used inside `cluster`. Processes that die are replaced and
-    their blocks done again. Raises BlockError for the first ValueError or OSError of a worker.
+    block is a task on a CPU, which starts sooner. Must be used inside `cluster`. On a cluster, processes that die are
+    replaced. Raises BlockError for the first ValueError or OSError of a worker, and for a process that died.
     """
     if not blocks:
         return
@@ -80,15 +81,21 @@ def run_blocks(
             compute=pool,
             num_cpus=1,
             num_gpus=1 if gpus else None,
-            **({} if os.environ.get("RAY_ADDRESS") else _ON_ONE_MACHINE),
+            ray_remote_args_fn=dict if os.environ.get("RAY_ADDRESS") else _ON_ONE_MACHINE.copy,
         )
     else:
         rows = rows.map_batches(_task, fn_args=(make_worker, tuple(arguments)), batch_size=1, num_cpus=1)
-    # disable=None: no bar where there is no terminal.
-    for row in tqdm(rows.iter_rows(), total=len(blocks), desc=title, unit="block", disable=None, leave=False):
-        if row["error"]:
-            raise BlockError(f"{title}: {row['error']}. What is finished is kept: run again to go on")
-        yield json.loads(row["report"])
+    try:
+        # disable=None: no bar where there is no terminal.
+        for row in tqdm(rows.iter_rows(), total=len(blocks), desc=title, unit="block", disable=None, leave=False):
+            if row["error"]:
+                raise BlockError(f"{title}: {row['error']}. What is finished is kept: run again to go on")
+            yield json.loads(row["report"])
+    except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
+        raise BlockError(
+            f"{title}: a worker process died ({type(error).__name__}), perhaps for want of memory. "
+            "What is finished is kept: run again to go on"
+        ) from None
 
 
 def _task(

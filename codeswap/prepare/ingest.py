@@ -209,7 +209,7 @@ class _ShardMaker:
         return sample, facts
 
     def _crop(self, record: Record, raw: Raw) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Aligned pixels, the source's quad (None: all of it) and the landmarks in crop pixels. Raises UnusableError."""
+        """Aligned pixels, the source's quad (None: all) and the landmarks in crop pixels. Raises UnusableError."""
         height, width = raw.pixels.shape[:2]
         points = None if record.points is None else np.asarray(record.points).reshape(-1, 2)
         if self.source.aligned:
