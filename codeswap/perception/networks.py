@@ -17,7 +17,7 @@ RENDERED_LABELS = (0, 1, 2, 4, 10, 12, 16, 17)  # the ids of types.PARSING_LABEL
 EXPRESSIONS = 6  # mouth open, smile, brow raise, eye openness, gaze x, gaze y
 POSE_UNIT = 45.0  # degrees
 HEADS = 8  # of the attention pooling
-FACE_TOP, FACE_LEFT, FACE_SIDE = 0.22, 0.125, 0.75  # the square that holds every rendered face, of the whole crop
+FACE_TOP, FACE_LEFT, FACE_SIDE = 0.17, 0.125, 0.75  # the square that holds every rendered face, of the whole crop
 
 
 def face_box(image: Image) -> Image:
