@@ -65,7 +65,9 @@ def read_onnx(path: Path, outputs: Sequence[str] = ()) -> "Graph":
         names = [*node.input]
         for index, name in reversed(SHAPE_OPERANDS.get(node.op_type, {}).items()):
             if len(names) > index:
-                attributes[name] = constants[names.pop(index)].tolist()
+                if (operand := names.pop(index)) not in constants:
+                    raise ValueError(f"{path}: {node.op_type} is only known here if its operand {operand} is constant")
+                attributes[name] = constants[operand].tolist()
         plain = {key: value.decode() if isinstance(value, bytes) else value for key, value in attributes.items()}
         plain = {
             key: list(value) if not isinstance(value, int | float | str) else value for key, value in plain.items()
