@@ -245,7 +245,7 @@ def _write_grid(path: Path, model: CodeSwap, pairs: Pairs, scores: ScoreTable, c
     if batch.truth is not None:
         rows |= {"true swap": batch.truth.image, "true swap, codebook": made.images["true_swap_through_codebook"]}
     rows["paste (no model)"] = made.images["paste"]
-    save_png(path, grid(list(rows.values()), list(rows), scale=max(1, 96 // pairs.images(pairs.gallery[:1]).shape[-1])))
+    save_png(path, grid(list(rows.values()), list(rows), scale=max(1, 128 // batch.target.shape[-1])))
 
 
 def _folder(folder: Path, testset: str) -> Path:
