@@ -6,7 +6,7 @@ another number of processes. Every lookup costs the same at position 0 and at po
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,7 @@ class OrderConfig(Config):
     mix: dict[str, float] | None = None  # share of each data set; None: every face once an epoch
 
 
+@runtime_checkable
 class Ordering(Protocol):
     """Anything that says which face stands at a position."""
 

@@ -5,10 +5,11 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -20,9 +21,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a w
 import ray
 import ray.data
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
 
 _OBJECT_STORE = 128 * 2**20  # bytes; blocks pass numbers only, pixels go from disk to disk
-# Restartable actors make Ray warn about its own library; where all is one machine, running the stage again does it.
 _ON_ONE_MACHINE = {"max_restarts": 0, "max_task_retries": 0}
 
 
@@ -30,6 +31,7 @@ class BlockError(ValueError):
     """A block of work failed for a reason a user can mend; the message is the worker's."""
 
 
+@runtime_checkable
 class Worker(Protocol):
     """Does one block of work and leaves its result on disk; returns a few numbers about it."""
 
@@ -74,15 +76,19 @@ def run_blocks(
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         pool = ray.data.ActorPoolStrategy(size=min(gpus or int(resources["CPU"]), len(blocks)))
-        rows = rows.map_batches(
-            _Actor,
-            fn_constructor_args=(make_worker, tuple(arguments)),
-            batch_size=1,
-            compute=pool,
-            num_cpus=1,
-            num_gpus=1 if gpus else None,
-            ray_remote_args_fn=dict if os.environ.get("RAY_ADDRESS") else _ON_ONE_MACHINE.copy,
-        )
+        # Restartable actors make Ray warn about its own library on stderr; on one machine, running the stage again does
+        # the same. Ray 2.60 announces another way to say so, but has none yet.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            rows = rows.map_batches(
+                _Actor,
+                fn_constructor_args=(make_worker, tuple(arguments)),
+                batch_size=1,
+                compute=pool,
+                num_cpus=1,
+                num_gpus=1 if gpus else None,
+                ray_remote_args_fn=dict if os.environ.get("RAY_ADDRESS") else _ON_ONE_MACHINE.copy,
+            )
     else:
         rows = rows.map_batches(_task, fn_args=(make_worker, tuple(arguments)), batch_size=1, num_cpus=1)
     try:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from codeswap.data.sources import listed
 from codeswap.prepare.blocks import cluster, publish, run_blocks
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds faces in a uint8 (h, w, 3) RGB picture (the perception role `landmarks`)."""
 
