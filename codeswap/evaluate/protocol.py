@@ -53,24 +53,33 @@ class PairList(NamedTuple):
         return hashlib.sha256(self.text().encode()).hexdigest()
 
 
-def derangement(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random permutation p with groups[p[i]] != groups[i] for every i.
+def _chance(seed: int, purpose: str, item: object) -> int:
+    """A number that stands for a draw: by SHA-256, so that no release of a random generator can change a list."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{item}".encode()).digest()[:8], "big")
 
-    Uniform draw, then each offending place trades with a random place that mends it without harming the other.
-    Raises ValueError when one group holds more than half of all places, for then there is none.
+
+def _shuffled(items: Sequence[str], seed: int, purpose: str) -> list[str]:
+    return sorted(items, key=lambda item: (_chance(seed, purpose, item), item))
+
+
+def derangement(groups: np.ndarray, permutation: np.ndarray, seed: int) -> np.ndarray:
+    """`permutation` changed as little as needed for groups[p[i]] != groups[i] at every i.
+
+    Each offending place trades with a drawn place that mends it without harming the other.
+    Raises ValueError when one group holds more than half of all places, for then there is no such permutation.
     """
     codes, counts = np.unique(groups, return_counts=True)
-    if len(groups) == 0 or counts.max() * 2 > len(groups):
+    if counts.max() * 2 > len(groups):
         raise ValueError(
-            f"{counts.max() if len(groups) else 0} of {len(groups)} images belong to one person or video "
-            f"({codes[counts.argmax()] if len(groups) else '-'}): no pairing can avoid it; add other people to the set"
+            f"{counts.max()} of {len(groups)} images belong to one person or video ({codes[counts.argmax()]}): "
+            "no pairing can avoid it; add other people to the set"
         )
-    permutation = generator.permutation(len(groups))
+    permutation = permutation.copy()
     for place in np.flatnonzero(groups[permutation] == groups):
         if groups[permutation[place]] != groups[place]:
             continue  # an earlier trade has mended it
-        fits = (groups[permutation] != groups[place]) & (groups[permutation[place]] != groups)
-        other = generator.choice(np.flatnonzero(fits))
+        fits = np.flatnonzero((groups[permutation] != groups[place]) & (groups[permutation[place]] != groups))
+        other = fits[_chance(seed, "trade", place) % len(fits)]
         permutation[[place, other]] = permutation[[other, place]]
     return permutation
 
@@ -87,36 +96,32 @@ def draw_pairs(manifest: pa.Table, config: ProtocolConfig) -> PairList:
     if shape == "videos" and not manifest.num_rows - manifest["video"].null_count:
         raise ValueError("protocol shape `videos`, but the manifest names no video: use `images` or `identities`")
     members = _members(manifest, "video" if shape == "videos" else "identity")
-    generator = np.random.default_rng(config.seed)
-    names = sorted(members)
+    seed, names = config.seed, sorted(members)
     if config.groups is not None:
         if config.groups > len(names):
             raise ValueError(f"protocol asks for {config.groups} identities or videos, the test set has {len(names)}")
-        names = sorted(generator.choice(names, config.groups, replace=False).tolist())
+        names = sorted(_shuffled(names, seed, "group")[: config.groups])
     keep = 1 if shape == "images" else config.per_group
-    drawn = {name: _draw(members[name], keep, generator) for name in names}
+    drawn = {name: _draw(members[name], keep, seed) for name in names}
     if shape == "identities":
-        gallery = {name: keys[int(generator.integers(len(keys)))] for name, keys in drawn.items()}
-        queries = [(key, name) for name, keys in drawn.items() for key in keys if key != gallery[name]]
+        gallery = {name: _shuffled(keys, seed, "gallery")[0] for name, keys in drawn.items()}
+        owner = {key: name for name, keys in drawn.items() for key in keys if key != gallery[name]}
     else:
         gallery = {name: keys[0] for name, keys in drawn.items()}
-        queries = [(key, name) for name, keys in drawn.items() for key in keys]
-    if len({name for _, name in queries}) < 2:
+        owner = {key: name for name, keys in drawn.items() for key in keys}
+    queries = list(owner)
+    if len(set(owner.values())) < 2:
         raise ValueError(
             f"the test set gives {len(queries)} query images of fewer than two {shape}: nobody to swap with; "
             "a gallery image is never swapped, so `identities` needs two images of each person"
         )
-    owners = np.array([name for _, name in queries])
-    permutation = derangement(owners, generator)
-    order = generator.permutation(len(queries))[: config.pairs]  # a shortened list is still spread over all groups
-    return PairList(
-        shape=shape,
-        seed=config.seed,
-        sources=tuple(queries[permutation[i]][0] for i in order),
-        targets=tuple(queries[i][0] for i in order),
-        answers=tuple(gallery[queries[permutation[i]][1]] for i in order),
-        gallery=tuple(gallery[name] for name in names),
-    )
+    place = {key: number for number, key in enumerate(queries)}
+    shuffled = np.array([place[key] for key in _shuffled(queries, seed, "source")])
+    permutation = derangement(np.array(list(owner.values())), shuffled, seed)
+    targets = _shuffled(queries, seed, "order")[: config.pairs]  # a shortened list is still spread over all groups
+    sources = [queries[permutation[place[key]]] for key in targets]
+    answers = [gallery[owner[key]] for key in sources]
+    return PairList(shape, seed, tuple(sources), tuple(targets), tuple(answers), tuple(gallery[name] for name in names))
 
 
 def read_pairs(path: Path, known: Sequence[str]) -> PairList:
@@ -169,8 +174,7 @@ def _members(manifest: pa.Table, column: str) -> dict[str, list[str]]:
     return members
 
 
-def _draw(keys: list[str], count: int | None, generator: np.random.Generator) -> list[str]:
+def _draw(keys: list[str], count: int | None, seed: int) -> list[str]:
     """`count` of `keys` without replacement (all when None or when there are fewer), in their order."""
-    if count is None or count >= len(keys):
-        return keys
-    return [keys[i] for i in sorted(generator.choice(len(keys), count, replace=False))]
+    drawn = set(_shuffled(keys, seed, "image")[:count])
+    return [key for key in keys if key in drawn]
