@@ -1,6 +1,5 @@
 """Eq. 9's terms on pictures, which Stage 2 and the second half of Stage 3 share, and the scales they need."""
 
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,7 +140,7 @@ class Calibration(NamedTuple):
 
 @torch.no_grad()
 def calibrate(engine: Engine, judges: Judges, weights: SwapWeights, pairs: PairBatch) -> Calibration:
-    """lambda_per V(I_a, I_b) + 0.5 ||X(I_a) - X(I_b)|| over `pairs`; printed, and a warning when outside [1, 6].
+    """lambda_per V(I_a, I_b) + 0.5 ||X(I_a) - X(I_b)|| over `pairs`, printed with advice when outside [1, 6].
 
     The printed weights only make sense with features of a certain size: change the taps or the form of the networks'
     outputs then, not the weights.
@@ -157,9 +156,8 @@ def calibrate(engine: Engine, judges: Judges, weights: SwapWeights, pairs: PairB
         ]
         perceptual = weights.perceptual * torch.cat(values).mean().item()
     found = Calibration(perceptual, expression)
-    text = f"calibration: perceptual {perceptual:.3f} + expression {expression:.3f} against identity, expected 1..6"
     if engine.main:
-        print(text, flush=True)
-        if not found.fits:
-            warnings.warn(f"{text}: a plain exchange may win; see METHOD B.4", stacklevel=2)
+        text = f"calibration: perceptual {perceptual:.3f} + expression {expression:.3f} oppose a plain exchange"
+        advice = "" if found.fits else "; Eq. 9 alone needs {:g}..{:g}: watch fixed/exchanged".format(*CALIBRATED)
+        print(text + advice, flush=True)
     return found

@@ -8,7 +8,6 @@ import shutil
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -219,7 +218,7 @@ class Run:
         """Says on the console, in MLflow and in the run folder that something looks wrong; training goes on."""
         if self.engine.main and name not in self._alarmed:
             self._alarmed.add(name)
-            warnings.warn(f"{self.name}: ALARM {name}: {text}", stacklevel=2)
+            print(f"{self.name}: ALARM {name}: {text}", file=sys.stderr, flush=True)
             self._tracker.tag({f"alarm.{name}": text})
             with (self.folder / "alarms.txt").open("a") as file:
                 file.write(f"{name}: {text}\n")

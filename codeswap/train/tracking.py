@@ -221,6 +221,6 @@ class Curve:
         for line in self.lines():
             merged.setdefault(line["position"], {}).update(line)
         lines = list(merged.values())
-        names = list(dict.fromkeys(name for line in lines for name in line))
+        names = ["position", *sorted({name for line in lines for name in line} - {"position"})]
         rows = [",".join(repr(line[name]) if name in line else "" for name in names) for line in lines]
         path.write_text("\n".join([",".join(names), *rows]) + "\n")

@@ -1,0 +1,48 @@
+"""What several training tests share: a tiny world, trained once."""
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """tests/tiny_training.py as a module."""
+    spec = importlib.util.spec_from_file_location("tiny_training", Path(__file__).with_name("tiny_training.py"))
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing mlflow and making its tables takes seconds; test_tracking.py has it."""
+    monkeypatch.setenv("CODESWAP_MLFLOW", "off")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world after all three trainings, uninterrupted, in one process. Not to be changed: take a `copy`."""
+    root = tiny.make_world(tmp_path_factory.mktemp("trained"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODESWAP_MLFLOW", "off")
+        tiny.train(root, ["codebook", "swap", "mask"])
+    return root
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`copy("mask")`: the trained world without the outs of `mask`."""
+
+    def without(*stages: str) -> Path:
+        root = shutil.copytree(trained, tmp_path / "world")
+        for stage in stages:
+            shutil.rmtree(root / "models" / stage, ignore_errors=True)
+        return root
+
+    return without

@@ -1,0 +1,183 @@
+"""Stage 2: every variant of Table 3 trains, resumes and loads; the detectors see the two trivial minima."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+
+from codeswap.models.codeswap import load_codeswap
+from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.feeds import PairBatch, face_mask, pixel_weights
+from codeswap.train.objective import Calibration, Judges, Pictures, SwapWeights, load_judges, picture_terms
+from codeswap.train.state import TrainState
+from codeswap.train.swap import SwapParams, SwapTraining, train_swap
+from codeswap.train.watch import FixedPairs, judge_swaps
+from codeswap.types import VARIANTS
+
+pytestmark = pytest.mark.usefixtures("no_mlflow")
+
+
+@pytest.fixture(scope="module")
+def judges(trained):
+    engine = Engine(EngineConfig(device="cpu"), 0, 4)
+    yield load_judges(engine, trained / "models/perception", SwapWeights(features=1.0))
+    engine.close()
+
+
+def _pairs(judges: Judges, same: list[bool]) -> PairBatch:
+    count = len(same)
+    a, b = torch.randint(0, 256, (2, count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    a = torch.where(torch.tensor(same)[:, None, None, None], b, a)
+    x_a, x_b = a.float() / 127.5 - 1, b.float() / 127.5 - 1
+    labels = torch.zeros(count, 32, 32, dtype=torch.uint8)
+    labels[:, 8:24, 8:24] = 1
+    with torch.no_grad():
+        vectors = [network(x) for network in (judges.identity, judges.expression) for x in (x_a, x_b)]
+    pose = torch.zeros(count, 3)
+    return PairBatch(a, b, labels, labels, *vectors, pose, pose, torch.tensor(same))
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "ours"])
+def test_every_variant_trains_and_swaps(tiny, copy, variant):
+    root = copy("swap", "mask")
+    short = {"samples": 16, "picture_every": 16, "adversarial": 0.0}
+    tiny.train(root, ["swap"], variant, swap=short)
+    model = load_codeswap(root / "models/codebook", root / "models/swap" / variant)
+    with torch.no_grad():
+        swap = model.swap(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    assert swap.image_ab.isfinite().all()
+    assert (swap.image_ba is None) == (variant == "no_symmetry")
+
+
+def test_the_card_says_what_it_was_made_from(trained):
+    card = json.loads((trained / "models/swap/ours/card.json").read_text())
+    codebook = json.loads((trained / "models/codebook/card.json").read_text())
+    assert card["lineage"]["codebook"] == codebook["weights_sha256"]
+    assert card["calibration"].keys() == {"perceptual", "expression"} and card["cycle_floor"] > 0
+    assert card["config"]["variant"] == "ours"
+
+
+def test_stopped_before_and_after_the_discriminator_and_resumed_is_bit_for_bit(tiny, trained, copy):
+    root = copy("swap", "mask")
+    undo = tiny.stop_at(root, f"swap-ours:16:{signal.SIGUSR1}", f"swap-ours:40:{signal.SIGTERM}")
+    try:
+        assert tiny.train(root, ["swap"]) == 2
+    finally:
+        undo()
+    for name in ("model.safetensors", "curve.csv"):
+        assert (root / "models/swap/ours" / name).read_bytes() == (trained / "models/swap/ours" / name).read_bytes()
+
+
+def test_gumbel_noise_resumes_too(tiny, copy):
+    root = copy("swap", "mask")
+    models = []
+    for stops in ((), (f"swap-gumbel:16:{signal.SIGTERM}",)):
+        undo = tiny.stop_at(root, *stops)
+        try:
+            assert tiny.train(root, ["swap"], "gumbel", swap={"samples": 32, "adversarial": 0.0}) == len(stops)
+        finally:
+            undo()
+        models.append((root / "models/swap/gumbel/model.safetensors").read_bytes())
+        shutil.rmtree(root / "models/swap/gumbel")
+    assert models[0] == models[1]
+
+
+def test_accumulation_gives_nearly_the_same_training(tiny, trained, copy):
+    """Not bit for bit: sums are taken in another order."""
+    root = copy("swap", "mask")
+    params = tiny.params(
+        SwapParams, swap={"samples": 16, "adversarial": 0.0, "cycle_share": 1.0}, engine={"accumulation": 1}
+    )
+    curves = []
+    for parts in (1, 2):
+        params = params.model_copy(update={"engine": params.engine.model_copy(update={"accumulation": parts})})
+        train_swap(params, "ours", root, f"parts{parts}")
+        lines = (root / "models/swap/ours/curve.csv").read_text().splitlines()
+        curves.append(dict(zip(lines[0].split(","), lines[1].split(","), strict=True)))
+    for name in ("reconstruction", "identity", "expression", "background", "cycle"):  # means of samples
+        assert float(curves[0][name]) == pytest.approx(float(curves[1][name]), rel=1e-3, abs=1e-7), name
+
+
+def test_eq_9_has_the_printed_weights():
+    terms = {"reconstruction": 1, "identity": 10, "perceptual": 100, "expression": 1000, "cycle": 10000}
+    total = SwapWeights().total({name: torch.tensor(float(value)) for name, value in terms.items()})
+    assert total.item() == pytest.approx(1 + 15 + 0.2 + 500 + 10000)
+    off_paper = set(SwapWeights.model_fields) - set(terms)
+    assert all(getattr(SwapWeights(), name) == 0 for name in off_paper)
+
+
+def test_cycle_weights_take_over_where_they_begin():
+    config = SwapTraining(cycle_weights=((100, 0.5), (200, 1.5)))
+    assert [config.cycle_weight(p) for p in (0, 100, 199, 200)] == [1.0, 0.5, 0.5, 1.5]
+
+
+def test_naming_by_trivial_swaps(judges):
+    """METHOD J.5: a plain exchange has no identity and no reconstruction loss, a plain copy no attribute loss."""
+    weights = SwapWeights(background=1.0, features=1.0)
+    pairs = _pairs(judges, [True, False, False])
+    a, b = pairs.image_a.float() / 127.5 - 1, pairs.image_b.float() / 127.5 - 1
+    exchange = picture_terms(judges, weights, pairs, Pictures(ab=a, ba=b))
+    copied = picture_terms(judges, weights, pairs, Pictures(ab=b, ba=a))
+    assert exchange["identity"] < 1e-5 and exchange["reconstruction"] == 0
+    assert exchange["perceptual"] > 1e-3 and exchange["background"] > 0.1 and exchange["expression"] > 1e-5
+    for name in ("reconstruction", "background", "features"):
+        assert copied[name] == 0, name
+    assert copied["perceptual"] < 1e-4 and copied["expression"] < 2e-6 and copied["identity"] > exchange["identity"]
+    one_sided = picture_terms(judges, weights, pairs, Pictures(ab=a, ba=None))
+    assert one_sided["identity"] < 1e-5 and one_sided.keys() == exchange.keys()
+
+
+def test_terms_without_weight_are_not_computed(judges):
+    only = SwapWeights(reconstruction=0, perceptual=0, expression=0, cycle=0)
+    pairs = _pairs(judges, [False])
+    picture = pairs.image_b.float() / 127.5 - 1
+    assert picture_terms(judges, only, pairs, Pictures(picture, picture)).keys() == {"identity"}
+
+
+class _Witness:
+    """Stands where a Run stands and remembers its alarms."""
+
+    training = SwapTraining(samples=100)
+
+    def __init__(self) -> None:
+        self.alarms: list[str] = []
+
+    def alarm(self, name: str, text: str) -> None:
+        self.alarms.append(name)
+
+
+@pytest.mark.parametrize(("answer", "alarm"), [("source", ["exchange"]), ("target", ["copy"]), ("middle", [])])
+def test_the_detectors_see_the_trivial_minima(judges, answer, alarm):
+    pairs = _pairs(judges, [False] * 4)
+    a, b = pairs.image_a.float() / 127.5 - 1, pairs.image_b.float() / 127.5 - 1
+    away = -pairs.identity_a  # so that no copy has the source's identity by chance
+    fixed = FixedPairs(a, b, away if answer == "target" else pairs.identity_a, 2)
+    run, swaps = _Witness(), {"source": a, "target": b, "middle": 0.4 * a + 0.6 * b}[answer]
+    metrics = judge_swaps(run, TrainState({}, position=50), judges, fixed, swaps)
+    assert run.alarms == alarm
+    assert metrics["fixed/exchange_ratio"] == pytest.approx({"source": 1, "target": 0, "middle": 0.45}[answer], abs=0.1)
+    early = _Witness()
+    judge_swaps(early, TrainState({}, position=10), judges, fixed, b)
+    assert early.alarms == []  # a warm start begins as a copy
+
+
+def test_calibration_band():
+    assert Calibration(0.6, 0.6).fits and not Calibration(0.1, 0.2).fits and not Calibration(5.0, 2.0).fits
+
+
+def test_pairs_in_both_directions(judges):
+    pairs = _pairs(judges, [True, False])
+    both = pairs.in_both_directions()
+    assert torch.equal(both.image_a, torch.cat([pairs.image_a, pairs.image_b]))
+    assert torch.equal(both.identity_b, torch.cat([pairs.identity_b, pairs.identity_a]))
+    assert both.same.tolist() == [True, False, True, False]
+
+
+def test_weights_of_regions_have_mean_one_and_masks_are_faces():
+    parsing = torch.tensor([[[0, 1], [4, 17]]], dtype=torch.uint8)
+    weights = pixel_weights(parsing, skin=1.0, features=3.0)
+    assert weights.mean() == 1
+    assert torch.equal(weights / weights[0, 0, 0, 0], torch.tensor([[[[1.0, 2.0], [4.0, 1.0]]]]))
+    assert face_mask(parsing).tolist() == [[[[0.0, 1.0], [1.0, 0.0]]]]
