@@ -24,6 +24,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
 _OBJECT_STORE = 128 * 2**20  # bytes; blocks pass numbers only, pixels go from disk to disk
+_STARTS = 3
 _ON_ONE_MACHINE = {"max_restarts": 0, "max_task_retries": 0}
 
 
@@ -50,12 +51,23 @@ def cluster() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        cpus = len(os.sched_getaffinity(0))
-        ray.init(num_cpus=cpus, object_store_memory=_OBJECT_STORE, include_dashboard=False, **quiet)
+        _start_own(num_cpus=len(os.sched_getaffinity(0)), **quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_own(**options: Any) -> None:
+    """Starts a small Ray on this machine, again if a busy machine lets Ray's fixed 30 seconds for it pass."""
+    for attempt in range(_STARTS):
+        try:
+            ray.init(object_store_memory=_OBJECT_STORE, include_dashboard=False, **options)
+            return
+        except Exception as error:  # Ray raises no narrower class for this
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == _STARTS - 1:
+                raise
 
 
 def run_blocks(
