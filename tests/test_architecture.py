@@ -1,4 +1,4 @@
-"""The rules of the house that a reader relies on: who imports whom, one door per third party, files of readable size."""
+"""The rules that a reader relies on: who imports whom, one door per third party, files of readable size."""
 
 import ast
 import importlib
@@ -46,7 +46,9 @@ def test_each_third_party_comes_through_one_door(third_party: str) -> None:
 
 
 def test_layers() -> None:
-    done = subprocess.run([Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

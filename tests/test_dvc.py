@@ -1,4 +1,4 @@
-"""dvc.yaml says exactly what each stage's code imports and reads, so that nothing stale is kept and nothing is redone."""
+"""dvc.yaml says exactly what each stage imports and reads, so that nothing stale is kept and nothing is redone."""
 
 import ast
 import importlib
