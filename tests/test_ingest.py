@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -297,8 +296,7 @@ def stage(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
 
 def test_bad_input_is_one_message_and_exit_code_1_before_any_work(tmp_path: Path) -> None:
     write_params(tmp_path, celeba={"split": "test", "source": "celebahq", "root": "nowhere"})
-    begun = time.perf_counter()
     done = stage(tmp_path, "celeba")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "CelebA-HQ-to-CelebA-mapping.txt" in done.stderr and "0.jpg ... 29999.jpg" in done.stderr
-    assert time.perf_counter() - begun < 60 and not (tmp_path / "data").exists()
+    assert not (tmp_path / "data").exists()

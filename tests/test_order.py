@@ -94,7 +94,7 @@ def test_mix_keeps_shares_and_each_set_is_seen_once_in_its_epoch() -> None:
 
 
 def test_mix_is_pure_and_rekeys() -> None:
-    order = Mix([Order([30], 1), Order([70], 2)], [1, 3], seed=5)
+    order = Mix([Order([30], 1), Order([70], 2)], [1.0, 3.0], seed=5)
     positions = np.arange(3000)
     assert order.at(positions)[1234] == order.at(np.array([1234]))[0]
     assert (order.at(positions) == order.rekeyed("b").at(positions)).mean() < 0.1
