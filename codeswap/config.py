@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from codeswap.types import Config
 
+_PLACES = {"dataset": ["datasets", "<dataset>"], "landmarks": ["perception", "landmarks"]}
 StageParams = TypeVar("StageParams", bound=Config)
 
 
@@ -34,7 +35,8 @@ def _read(path: Path) -> dict[str, object]:
 def load_params(path: Path, stage: type[StageParams], dataset: str | None = None) -> StageParams:
     """The groups that `stage` declares, read from `path` and validated.
 
-    A field named `dataset` is filled from `datasets.<dataset>`; every other field from the group of its own name.
+    A field named `dataset` is filled from `datasets.<dataset>` and `landmarks` from `perception.landmarks`; every other
+    field from the group of its own name.
     Raises ParamsError naming each unknown, missing or mistyped key with the value found.
     """
     tree = _read(path)
@@ -45,14 +47,17 @@ def load_params(path: Path, stage: type[StageParams], dataset: str | None = None
         if dataset not in known:
             raise ParamsError(f"{path}: no dataset {dataset!r} under `datasets`; there are {known}")
         groups["dataset"] = datasets[dataset]
+    perception = tree.get("perception")
+    if "landmarks" in stage.model_fields and isinstance(perception, dict):
+        groups["landmarks"] = perception.get("landmarks")
     try:
         return stage.model_validate(groups)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
             where = [str(part) for part in problem["loc"]]
-            if where[:1] == ["dataset"]:
-                where[:1] = ["datasets", str(dataset)]
+            where[:1] = _PLACES.get(where[0], where[:1])
+            where = [str(dataset) if part == "<dataset>" else part for part in where]
             found = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
             lines.append(f"  {'.'.join(where)}: {problem['msg']}{found}")
         raise ParamsError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines)) from None

@@ -5,6 +5,7 @@ from pathlib import Path
 from codeswap.config import fingerprint, load_params
 from codeswap.data.shards import ImageConfig
 from codeswap.data.sources import DatasetConfig
+from codeswap.perception.roles import RoleConfig
 from codeswap.prepare.ingest import ingest, plan
 from codeswap.types import Config
 from pipeline.cli import PARAMS_FILE, run_stage
@@ -15,6 +16,7 @@ class ShardParams(Config):
 
     image: ImageConfig
     dataset: DatasetConfig
+    landmarks: RoleConfig | None = None  # perception.landmarks: finds the faces of sources that are not aligned
 
 
 PARAMS = ShardParams
@@ -27,7 +29,7 @@ def main(dataset: str) -> None:
     plan(dataset, params.dataset, planned)
     run = planned.parent / fingerprint(params, [planned])
     out = Path("data/shards") / params.dataset.split / dataset
-    print(f"{dataset}: {ingest(dataset, params.dataset, params.image, planned, run, out, Path('models/perception'))}")
+    print(f"{dataset}: {ingest(dataset, params.dataset, params.image, planned, run, out, params.landmarks)}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def people(raw: Path, **config: object) -> Source:
 def run(tmp: Path, source: Source, name: str = "set") -> tuple[Path, ingest_module.Summary]:
     planned, out = tmp / "plan.parquet", tmp / "out" / name
     plan(name, source, planned)
-    return out, ingest(name, source, IMAGE, planned, tmp / "run", out, tmp / "perception")
+    return out, ingest(name, source, IMAGE, planned, tmp / "run", out, None)
 
 
 def test_every_input_is_in_the_manifest_or_in_the_quarantine(raw: Path, tmp_path: Path, ray_is_running: None) -> None:
@@ -188,7 +188,7 @@ def test_the_largest_detected_face_is_taken(tmp_path: Path, monkeypatch: pytest.
     plan("set", source, planned)
     for name in ("shards", "parts"):
         (tmp_path / name).mkdir()
-    assert _ShardMaker("set", source, IMAGE, planned, tmp_path, tmp_path)(0) == {"faces": 3}
+    assert _ShardMaker("set", source, IMAGE, planned, tmp_path, None)(0) == {"faces": 3}
     (row,) = ingest_module.pq.read_table(tmp_path / "parts" / f"00000.{MANIFEST}").to_pylist()
     rejected = ingest_module.pq.read_table(tmp_path / "parts" / "00000.quarantine.parquet").to_pylist()
     assert row["source"] == "two.png" and np.reshape(row["quad"], (4, 2)).mean(axis=0)[0] == pytest.approx(154.5, abs=1)
@@ -214,7 +214,7 @@ def test_frames_without_a_face_are_replaced(tmp_path: Path, monkeypatch: pytest.
     plan("ffpp", source, planned)
     for name in ("shards", "parts"):
         (tmp_path / name).mkdir()
-    assert _ShardMaker("ffpp", source, IMAGE, planned, tmp_path, tmp_path)(0) == {"faces": 8}
+    assert _ShardMaker("ffpp", source, IMAGE, planned, tmp_path, None)(0) == {"faces": 8}
     rows = ingest_module.pq.read_table(tmp_path / "parts" / f"00000.{MANIFEST}").to_pylist()
     rejected = ingest_module.pq.read_table(tmp_path / "parts" / "00000.quarantine.parquet").to_pylist()
     assert [row["key"] for row in rows] == [f"ffpp-000_{k}" for k in range(4)] + ["ffpp-001_0", "ffpp-001_1"]

@@ -27,6 +27,7 @@ from codeswap.data.manifest import (
 from codeswap.data.records import Raw, Record, Source, UnusableError
 from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
 from codeswap.data.sources import listed
+from codeswap.perception.roles import REMEDIES, PerceptionError, RoleConfig, verify
 from codeswap.prepare.blocks import cluster, publish, run_blocks
 
 
@@ -84,12 +85,12 @@ _PLAN = pa.schema(
 
 
 def ingest(
-    name: str, source: Source, image: ImageConfig, planned: Path, run: Path, out: Path, perception: Path
+    name: str, source: Source, image: ImageConfig, planned: Path, run: Path, out: Path, detector: RoleConfig | None
 ) -> Summary:
     """Makes the shards of the plan at `planned` in `run`, and moves them to `out` when all are there.
 
-    Shards that `run` already holds are not made again. `perception` is the folder of the role networks, from which
-    `landmarks` is loaded when the source's faces must be found first. Raises ValueError when no face is usable.
+    Shards that `run` already holds are not made again. `detector` (the perception role `landmarks`) is needed
+    when the source's faces must be found first; its file is verified then. Raises ValueError when no face is usable.
     """
     begun = time.perf_counter()
     blocks = pq.ParquetFile(planned).num_row_groups
@@ -99,8 +100,10 @@ def ingest(
     open_blocks = [number for number in range(blocks) if not _part(parts, number, MANIFEST).exists()]
     made = 0.0
     if open_blocks:
+        if detector is not None:
+            detector = detector.model_copy(update={"file": str(Path(detector.file).resolve())})
         with cluster():
-            arguments = (name, source, image, planned.resolve(), run.resolve(), perception.resolve())
+            arguments = (name, source, image, planned.resolve(), run.resolve(), detector)
             working = time.perf_counter()
             reports = run_blocks(_ShardMaker, arguments, open_blocks, name, holds=False)
             made = sum(report["faces"] for report in reports) / (time.perf_counter() - working)
@@ -140,18 +143,26 @@ def _part(parts: Path, number: int, kind: str) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _detector(perception: Path) -> Detector:
-    from codeswap.perception.roles import load  # here: aligned sources need no networks
+def _detector(detector: RoleConfig | None) -> Detector:
+    from codeswap.perception import packaged  # here: aligned sources need no networks
 
-    return load(perception, "landmarks")
+    if detector is None:
+        raise PerceptionError(
+            f"faces must be found first, but nothing fills perception.landmarks: {REMEDIES['landmarks']}"
+        )
+    file = Path(detector.file)
+    verify("landmarks", file, detector.sha256)
+    return packaged.build(detector.architecture, file)
 
 
 class _ShardMaker:
     """Makes one shard of one block of the plan; lives in a Ray worker."""
 
-    def __init__(self, name: str, source: Source, image: ImageConfig, planned: Path, run: Path, perception: Path):
+    def __init__(
+        self, name: str, source: Source, image: ImageConfig, planned: Path, run: Path, detector: RoleConfig | None
+    ):
         self.name, self.source, self.image = name, source, image
-        self.planned, self.run, self.perception = planned, run, perception
+        self.planned, self.run, self.detector = planned, run, detector
 
     def __call__(self, number: int) -> dict[str, float]:
         rows = pq.ParquetFile(self.planned).read_row_group(number).to_pylist()
@@ -232,7 +243,7 @@ class _ShardMaker:
 
     def _found(self, pixels: np.ndarray) -> np.ndarray:
         """The five points of the largest face. Raises UnusableError when there is none that is large enough."""
-        detections = _detector(self.perception).detect(pixels)
+        detections = _detector(self.detector).detect(pixels)
         if not detections:
             raise UnusableError("no_face", "the detector found none")
         face = max(detections, key=lambda found: (found.box[2] - found.box[0]) * (found.box[3] - found.box[1]))
