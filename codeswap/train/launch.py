@@ -42,7 +42,8 @@ def launch(module: str, arguments: list[str], *, workers: int, gpu: bool, failur
     Joins the cluster named by RAY_ADDRESS, or starts one on this machine. Raises what the last attempt raised.
     """
     root = str(Path.cwd())
-    environment = {"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
     if "RAY_ADDRESS" in os.environ:
         ray.init(runtime_env=environment)
     else:
