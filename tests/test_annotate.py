@@ -69,9 +69,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             source, planned = TypeAdapter(DatasetConfig).validate_python(config), home / "plan.parquet"
             plan(name, source, planned)
             out = home / "data" / "shards" / "train" / name
-            ingest(
-                name, source, ImageConfig(size=32), planned, home / "runs" / "x", out, home / "models" / "perception"
-            )
+            ingest(name, source, ImageConfig(size=32), planned, home / "runs" / "x", out, None)
             stage.main(name)
         yield home
 
