@@ -159,6 +159,11 @@ def test_unaligned_pictures_with_known_landmarks(tmp_path: Path, ray_is_running:
         assert pixels[py, px, 0] > 100
 
 
+def test_a_missing_detector_is_named_before_any_work(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"faces must be found first, but nothing fills perception\.landmarks"):
+        run(tmp_path, people(raw, aligned=False))
+
+
 class FindsBright:
     """Finds every bright 40 px square: a detector whose answer is known."""
 

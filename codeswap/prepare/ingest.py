@@ -100,6 +100,8 @@ def ingest(
     open_blocks = [number for number in range(blocks) if not _part(parts, number, MANIFEST).exists()]
     made = 0.0
     if open_blocks:
+        if not source.aligned and pq.read_table(planned, columns=["points"])["points"].null_count:
+            _verified(detector)  # now, and not after minutes of work
         if detector is not None:
             detector = detector.model_copy(update={"file": str(Path(detector.file).resolve())})
         with cluster():
@@ -146,13 +148,18 @@ def _part(parts: Path, number: int, kind: str) -> Path:
 def _detector(detector: RoleConfig | None) -> Detector:
     from codeswap.perception import packaged  # here: aligned sources need no networks
 
-    if detector is None:
+    return packaged.build(*_verified(detector))
+
+
+def _verified(detector: RoleConfig | None) -> tuple[str, Path]:
+    """Architecture and file of the detector. Raises PerceptionError when there is none or its hash is another."""
+    if detector is None or detector.file is None or detector.architecture is None:
         raise PerceptionError(
             f"faces must be found first, but nothing fills perception.landmarks: {REMEDIES['landmarks']}"
         )
     file = Path(detector.file)
     verify("landmarks", file, detector.sha256)
-    return packaged.build(detector.architecture, file)
+    return detector.architecture, file
 
 
 class _ShardMaker:
