@@ -2,10 +2,12 @@
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import inspect
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -58,6 +60,13 @@ def _check_launch(environment: Mapping[str, str]) -> None:
         )
 
 
+def _end_with_launcher(environment: Mapping[str, str]) -> None:
+    """A launcher killed with SIGKILL would leave its processes training, and the same command could not resume."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in environment:
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def _use_cuda(config: EngineConfig) -> bool:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if config.device == "cuda" and torch.cuda.device_count() < local:
@@ -73,6 +82,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, seed: int, batch: int) -> None:
         _check_launch(os.environ)
+        _end_with_launcher(os.environ)
         torch.set_num_threads(config.threads)
         cuda = _use_cuda(config)
         deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
