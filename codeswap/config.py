@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from codeswap.types import Config
 
-_PLACES = {"dataset": ["datasets", "<dataset>"], "landmarks": ["perception", "landmarks"]}
 StageParams = TypeVar("StageParams", bound=Config)
 
 
@@ -40,6 +39,7 @@ def load_params(path: Path, stage: type[StageParams], dataset: str | None = None
     Raises ParamsError naming each unknown, missing or mistyped key with the value found.
     """
     tree = _read(path)
+    places = {"dataset": ["datasets", str(dataset)], "landmarks": ["perception", "landmarks"]}
     groups: dict[str, object] = {name: tree[name] for name in stage.model_fields if name in tree}
     if "dataset" in stage.model_fields:
         datasets = tree.get("datasets")
@@ -56,8 +56,7 @@ def load_params(path: Path, stage: type[StageParams], dataset: str | None = None
         lines = []
         for problem in error.errors():
             where = [str(part) for part in problem["loc"]]
-            where[:1] = _PLACES.get(where[0], where[:1])
-            where = [str(dataset) if part == "<dataset>" else part for part in where]
+            where[:1] = places.get(where[0], where[:1])
             found = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
             lines.append(f"  {'.'.join(where)}: {problem['msg']}{found}")
         raise ParamsError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines)) from None

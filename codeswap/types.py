@@ -8,6 +8,7 @@ docstring says otherwise.
 
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -39,6 +40,18 @@ class Config(BaseModel):
     """A group of parameters: immutable, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Detection(NamedTuple):
+    """One face found in a picture; coordinates are source pixels, 0 = centre of the first pixel.
+
+    `box` (4,) left, top, right, bottom; `score` 0..1; `points` (5, 2): the eye on the picture's left, the eye on its
+    right, the nose, and the mouth's corners left, right.
+    """
+
+    box: np.ndarray
+    score: float
+    points: np.ndarray
 
 
 class Reconstruction(NamedTuple):

@@ -1,4 +1,4 @@
-"""docs/equations.md and the docstrings of models and losses tell the same story."""
+"""docs/equations.md and the docstrings of models, losses and trainings tell the same story."""
 
 import ast
 import importlib
@@ -23,7 +23,7 @@ def functions(body: list[ast.stmt], prefix: str):
 
 def in_code() -> set[tuple[int, str]]:
     found = set()
-    for room in ("models", "losses"):
+    for room in ("models", "losses", "train"):
         for path in sorted((ROOT / "codeswap" / room).glob("*.py")):
             for name, docstring in functions(ast.parse(path.read_text()).body, f"codeswap.{room}.{path.stem}"):
                 if number := re.match(r"Eq\. \((\d+)\)", docstring):

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image as PILImage
 from pydantic import TypeAdapter
 
-from codeswap.data.align import Detection, apply, crop_transform, quad_of
+from codeswap.data.align import apply, crop_transform, quad_of
 from codeswap.data.faces import Faces
 from codeswap.data.manifest import MANIFEST, read_card, read_manifest, read_quarantine
 from codeswap.data.records import Source
@@ -23,6 +23,7 @@ from codeswap.data.sources import DatasetConfig
 from codeswap.prepare import ingest as ingest_module
 from codeswap.prepare.blocks import BlockError, cluster, publish, run_blocks
 from codeswap.prepare.ingest import _ShardMaker, ingest, plan
+from codeswap.types import Detection
 from pipeline.shard import main
 
 ROOT = Path(__file__).parent.parent

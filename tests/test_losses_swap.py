@@ -12,8 +12,8 @@ from codeswap.losses.swap import (
     identity_loss,
     perceptual_loss,
     reconstruction_loss,
-    swap_loss,
 )
+from codeswap.train.objective import SwapWeights
 
 EAST, NORTH, WEST = (torch.tensor([x]) for x in ([2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]))
 
@@ -24,7 +24,9 @@ def image(*values: float) -> torch.Tensor:
 
 def test_objective_has_the_printed_weights():
     terms = [torch.tensor(x) for x in (1.0, 10.0, 1000.0, 100.0, 7.0)]
-    assert swap_loss(*terms).item() == pytest.approx(1 + 15 + 2 + 50 + 7)
+    names = ("reconstruction", "identity", "perceptual", "expression", "cycle")
+    total = SwapWeights().total(dict(zip(names, terms, strict=True)))
+    assert total.item() == pytest.approx(1 + 15 + 2 + 50 + 7)
 
 
 def test_identity_by_hand():

@@ -12,17 +12,6 @@ from scipy.ndimage import gaussian_filter
 SUPERSAMPLING = 4  # FFHQ samples 4096 pixels for its 1024; after shrinking no more detail is left in the source
 
 
-class Detection(NamedTuple):
-    """One face found in a picture: `box` (left, top, right, bottom) and the five `points` (5, 2), in pixels.
-
-    The points are the eye on the picture's left, the eye on its right, the nose, and the mouth's corners left, right.
-    """
-
-    box: np.ndarray
-    score: float
-    points: np.ndarray
-
-
 class Crop(NamedTuple):
     """An aligned face: uint8 (size, size, 3) pixels and the `quad` (4, 2) of the source they were taken from."""
 
@@ -33,7 +22,7 @@ class Crop(NamedTuple):
 def quad_of(points: np.ndarray) -> np.ndarray:
     """The square to crop, (4, 2) float64: top left, bottom left, bottom right, top right as the face sees upright.
 
-    `points` is (5, 2) in the order of `Detection` or (68, 2) in iBUG's. Raises ValueError when there is another
+    `points` is (5, 2) in the order of `types.Detection` or (68, 2) in iBUG's. Raises ValueError when there is another
     number of points or when eyes and mouth coincide, so that no square is defined.
     """
     points = np.asarray(points, dtype=np.float64)

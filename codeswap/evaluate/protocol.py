@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, PositiveInt
 
+from codeswap.data.manifest import write_bytes
 from codeswap.types import Config
 
 Shape = Literal["images", "identities", "videos"]
@@ -152,9 +153,7 @@ def pairs_of(manifest: pa.Table, config: ProtocolConfig) -> PairList:
 def write_pairs(path: Path, pairs: PairList) -> None:
     """Writes the list, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(pairs.text())
-    partial.replace(path)
+    write_bytes(path, pairs.text().encode())
 
 
 def _shape_of(manifest: pa.Table) -> Shape:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, JsonValue, ValidationError
 
+from codeswap.data.manifest import write_bytes
 from codeswap.types import Config
 
 
@@ -114,9 +115,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         for name, estimate in estimates.items()
     }
     for file, tree in ((path, evaluation.model_dump(mode="json")), (path.with_suffix(".summary.json"), summary)):
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
-        partial.replace(file)
+        write_bytes(file, (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:

@@ -14,22 +14,6 @@ from codeswap.losses.image import Features, feature_norm
 from codeswap.types import Embedding, Flags, Image, Latent, Mask, Scalar
 
 
-def swap_loss(
-    reconstruction: Scalar,
-    identity: Scalar,
-    perceptual: Scalar,
-    expression: Scalar,
-    cycle: Scalar,
-    *,
-    identity_weight: float = 1.5,
-    perceptual_weight: float = 2e-3,
-    expression_weight: float = 0.5,
-) -> Scalar:
-    """Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc."""
-    weighted = identity_weight * identity + perceptual_weight * perceptual + expression_weight * expression
-    return reconstruction + weighted + cycle
-
-
 def _both(ab: Tensor, ba: Tensor | None) -> Tensor:
     return ab if ba is None else (ab + ba) / 2
 

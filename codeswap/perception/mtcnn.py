@@ -5,24 +5,17 @@ Weights are the state dicts that the `facenet-pytorch` package carries, read wit
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeswap.types import Detection
+
 PYRAMID_FACTOR = 0.709  # area halves per level, as in the original
 WINDOW, STRIDE = 12, 2  # P-Net's receptive field and step
 OVERLAP_LEVEL, OVERLAP = 0.5, 0.7  # non-maximum suppression within a pyramid level and after it
-
-
-class Detection(NamedTuple):
-    """One face. Coordinates are source pixels, 0 = centre of the first pixel."""
-
-    box: np.ndarray  # (4,) x0, y0, x1, y1
-    score: float  # 0..1
-    points: np.ndarray  # (5, 2) eye, eye, nose, mouth corner, mouth corner; the image's left one first
 
 
 class _Stage(nn.Sequential):

@@ -9,7 +9,6 @@ and expression, and because one trunk costs a third of three.
 import json
 import math
 import multiprocessing
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
+from codeswap.data.manifest import write_bytes
 from codeswap.data.synthetic import ATTRIBUTES, IDENTITY, attributes, expression_of, identities, pose_of, render
 from codeswap.perception.networks import (
     POSE_UNIT,
@@ -124,14 +124,8 @@ def _work(job: Job, training: ExpertTraining, run: Path) -> None:
             "trained_with": [other for other in networks if other != role],
             "training": spent,
         }
-        _write(run / f"{role}.safetensors", save(weights))
-        _write(_entry(run, role), json.dumps(entry, indent=2).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+        write_bytes(run / f"{role}.safetensors", save(weights))
+        write_bytes(_entry(run, role), json.dumps(entry, indent=2).encode())
 
 
 Trained = dict[str, tuple[nn.Module, NetworkConfig, dict[str, float]]]

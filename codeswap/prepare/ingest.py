@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codeswap.data.align import Detection, align, apply, crop_transform, quad_of, resized
+from codeswap.data.align import align, apply, crop_transform, quad_of, resized
 from codeswap.data.manifest import (
     CARD,
     FACTS,
@@ -29,6 +29,7 @@ from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
 from codeswap.data.sources import listed
 from codeswap.perception.roles import REMEDIES, PerceptionError, RoleConfig, verify
 from codeswap.prepare.blocks import cluster, publish, run_blocks
+from codeswap.types import Detection
 
 
 @runtime_checkable

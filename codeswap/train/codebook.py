@@ -11,7 +11,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from codeswap.data.faces import to_float
-from codeswap.data.loader import batches
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pictures import grid
 from codeswap.losses.codebook import codebook_loss
@@ -128,10 +127,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         trained, opt_g = engine.prepare(vqgan, opt_g, partly_used=idle_codes)
         judge, opt_d = engine.prepare(discriminator, opt_d)
         codes_started = bool(vqgan.codebook.observed > 0) or params.quantizer.init == "uniform"
-        stream = batches(
-            feed, state.position, engine.micro_batch, engine.rank, engine.world, params.engine.prefetch,
-            params.engine.readers,
-        )  # fmt: skip
+        stream = run.batches(state, feed)
 
         while state.position < config.samples:
             begin = state.position

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Literal, NamedTuple, TypeVar
 
@@ -258,14 +257,6 @@ class Engine:
             signal.signal(number, handler)
         if self.world > 1:
             dist.barrier()
-
-    def save_shards(self, module: nn.Module, folder: Path) -> None:
-        """Writes a DeepSpeed engine's state; every process takes part."""
-        module.save_checkpoint(str(folder), tag="state")
-
-    def load_shards(self, module: nn.Module, folder: Path) -> None:
-        """Reads what `save_shards` wrote; the number of processes must be the same."""
-        module.load_checkpoint(str(folder), tag="state")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from codeswap.data.faces import to_float
-from codeswap.data.loader import batches
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.pictures import grid
@@ -96,10 +95,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
         state = TrainState({"mask": generator}, {"mask": optimizer})
         run.resume(state)
         trained, optimizer = engine.prepare(generator, optimizer)
-        stream = batches(
-            feed, state.position, engine.micro_batch, engine.rank, engine.world, params.engine.prefetch,
-            params.engine.readers,
-        )  # fmt: skip
+        stream = run.batches(state, feed)
 
         while state.position < config.samples:
             begin = state.position

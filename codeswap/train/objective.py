@@ -40,7 +40,7 @@ class SwapWeights(Config):
     embedding: NonNegativeFloat = 0.0  # raw identity embeddings
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of those of `terms` that have a weight here: Eq. (9) and what was added to it."""
+        """Eq. (9): the weighted sum of those of `terms` that have a weight here, and what was added to them."""
         return torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()
 
 
@@ -80,7 +80,7 @@ class Pictures(NamedTuple):
 
 
 def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swapped: Pictures) -> dict[str, Tensor]:
-    """Eq. (9) without the cycle, unweighted, of naive (Stage 2) or blended (Stage 3) pictures.
+    """The terms of Eq. (9) but the cycle, unweighted, of naive (Stage 2) or blended (Stage 3) pictures.
 
     Embeddings of the input faces come from the annotations. Only terms whose weight is above 0 are computed.
     """

@@ -8,16 +8,18 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from codeswap.data.loader import batches
 from codeswap.data.pictures import save_png
 from codeswap.models.store import CARD, save_model
 from codeswap.train.engine import STOPPED, Engine
@@ -138,6 +140,14 @@ class Run:
     def _own(self, rows: Tensor) -> Tensor:
         """This process' sums of a checkpoint; of another number of processes: equal shares of all of them."""
         return rows[self.engine.rank] if len(rows) == self.engine.world else rows.sum(0) / self.engine.world
+
+    def batches(self, state: TrainState, feed: Callable[[np.ndarray], T]) -> Iterator[tuple[int, T]]:
+        """This process' batches from `state.position` on, each with the position after it, read ahead by threads."""
+        engine = self.engine
+        return batches(
+            feed, state.position, engine.micro_batch, engine.rank, engine.world, engine.config.prefetch,
+            engine.config.readers,
+        )  # fmt: skip
 
     def next(self, batches: Iterator[tuple[int, T]]) -> tuple[int, T]:
         """The next batch; the time spent waiting for it is measured."""

@@ -1,6 +1,5 @@
 """What a training saves and restores: the whole list, in plain files, whole or not at all, checked when read."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from codeswap.perception.roles import sha256_of
 
 FACTS = "checkpoint.json"
 
@@ -36,15 +37,6 @@ class TrainState:
     position: int = 0  # samples seen by all processes together
     step: int = 0  # optimizer steps done
     sums: dict[str, Tensor] = field(default_factory=dict)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def git_commit() -> str:

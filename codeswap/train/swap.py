@@ -7,7 +7,6 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from codeswap.data.faces import to_float
-from codeswap.data.loader import batches
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.losses.image import discriminator_loss, generator_loss
@@ -104,10 +103,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         trained, optimizer = engine.prepare(fusion, optimizer)
         if discriminator is not None:
             judge, opt_d = engine.prepare(discriminator, opt_d)
-        stream = batches(
-            feed, state.position, engine.micro_batch, engine.rank, engine.world, params.engine.prefetch,
-            params.engine.readers,
-        )  # fmt: skip
+        stream = run.batches(state, feed)
 
         while state.position < config.samples:
             begin = state.position

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image as Picture
 
+from codeswap.data.manifest import write_bytes
+
 if TYPE_CHECKING:  # importing mlflow takes seconds: the worker thread does it while training has begun
     from mlflow import MlflowClient
 
@@ -201,9 +203,7 @@ class Curve:
     def cut(self, position: int) -> None:
         """Forgets lines after `position`: what a killed run had done after its last checkpoint is done again."""
         lines = [line for line in self.lines() if line["position"] <= position]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.replace(self.path)
+        write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def append(self, position: int, metrics: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
