@@ -6,6 +6,7 @@ from codeswap.config import fingerprint, load_params
 from codeswap.data.manifest import CARD, MANIFEST
 from codeswap.data.sources import DatasetConfig
 from codeswap.prepare.annotate import annotate
+from codeswap.train.tracking import log_out
 from codeswap.types import Config
 from pipeline.cli import PARAMS_FILE, run_stage
 
@@ -26,7 +27,10 @@ def main(dataset: str) -> None:
     shards, perception = Path("data/shards") / place, Path("models/perception")
     inputs = [path for path in (shards / CARD, shards / MANIFEST, perception / CARD) if path.exists()]
     run = Path("runs/annotate") / dataset / fingerprint(params, inputs)
-    print(f"{dataset}: {annotate(shards, perception, run, Path('data/annotations') / place)}")
+    out = Path("data/annotations") / place
+    print(f"{dataset}: {annotate(shards, perception, run, out)}")
+    parents = {"shards": shards / CARD, "perception": perception / CARD}
+    log_out("annotate", dataset, params.model_dump(mode="json"), run.name, out / CARD, parents)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 from codeswap.config import fingerprint, load_params
 from codeswap.perception.roles import PerceptionConfig
 from codeswap.prepare.perception import fill_roles, summary, weight_files
+from codeswap.train.tracking import log_out
 from codeswap.types import Config
 from pipeline.cli import PARAMS_FILE, run_stage
 
@@ -16,6 +17,7 @@ class PerceptionParams(Config):
 
 
 PARAMS = PerceptionParams
+OUT = Path("models/perception")
 
 
 def main() -> None:
@@ -23,7 +25,8 @@ def main() -> None:
     params = load_params(Path(PARAMS_FILE), PARAMS)
     root = Path()
     run = Path("runs/perception/-") / fingerprint(params, weight_files(params.perception, root))
-    print(summary(fill_roles(params.perception, root, run, Path("models/perception"))))
+    print(summary(fill_roles(params.perception, root, run, OUT)))
+    log_out("perception", "-", params.model_dump(mode="json"), run.name, OUT / "card.json")
 
 
 if __name__ == "__main__":

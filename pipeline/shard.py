@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from codeswap.config import fingerprint, load_params
+from codeswap.data.manifest import CARD
 from codeswap.data.shards import ImageConfig
 from codeswap.data.sources import DatasetConfig
 from codeswap.perception.roles import RoleConfig
 from codeswap.prepare.ingest import ingest, plan
+from codeswap.train.tracking import log_out
 from codeswap.types import Config
 from pipeline.cli import PARAMS_FILE, run_stage
 
@@ -30,6 +32,7 @@ def main(dataset: str) -> None:
     run = planned.parent / fingerprint(params, [planned])
     out = Path("data/shards") / params.dataset.split / dataset
     print(f"{dataset}: {ingest(dataset, params.dataset, params.image, planned, run, out, params.landmarks)}")
+    log_out("shard", dataset, params.model_dump(mode="json"), run.name, out / CARD)
 
 
 if __name__ == "__main__":

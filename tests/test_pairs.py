@@ -54,6 +54,19 @@ def test_an_unknown_or_single_person_has_no_sibling() -> None:
     assert len(set(pairs.b[~known].tolist())) == 20  # fell back to anyone else
 
 
+def test_siblings_of_b_are_other_pictures_of_the_same_person() -> None:
+    identity = np.array([-1] * 3 + [0] + [1] * 9 + [2] * 2)
+    pairs = pairing(identity, same=0.2).at(np.arange(4000))
+    several = np.bincount(identity + 1)[identity + 1] > 1
+    several &= identity >= 0
+    known = several[pairs.b]
+    assert (identity[pairs.sibling_b] == identity[pairs.b])[known].all()
+    assert (pairs.sibling_b != pairs.b)[known].all()
+    assert (pairs.sibling_b == pairs.b)[~known].all()
+    counts = np.bincount(pairs.sibling_b[pairs.b == 5])
+    assert set(np.flatnonzero(counts)) == {4, 6, 7, 8, 9, 10, 11, 12}
+
+
 def test_position_decides() -> None:
     whole = pairing(same_identity=0.3).at(np.arange(1000))
     part = pairing(same_identity=0.3).at(np.array([777, 5]))

@@ -1,10 +1,12 @@
 """MLflow runs as a user finds them, and the curve files that stand without MLflow."""
 
+import hashlib
+
 import mlflow
 import pytest
 from PIL import Image
 
-from codeswap.train.tracking import EXPERIMENT, Curve, Tracker, flat, log_stage_run
+from codeswap.train.tracking import EXPERIMENT, Curve, Tracker, flat, log_out, log_stage_run
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,16 @@ def test_the_curve_forgets_what_is_done_again(tmp_path):
     assert [line["position"] for line in curve.lines()] == [8, 16, 24, 24]
     curve.write_csv(tmp_path / "curve.csv")
     assert (tmp_path / "curve.csv").read_text() == ("position,fixed/psnr,total\n8,,1.0\n16,,2.0\n24,20.0,9.0\n")
+
+
+def test_an_out_is_recorded_with_the_numbers_of_its_card_and_the_hashes_of_its_parents(client, tmp_path):
+    card, parent = tmp_path / "out" / "card.json", tmp_path / "parent.json"
+    card.parent.mkdir()
+    card.write_text('{"faces": 12, "ok": true, "licences": {"CC0, free": 12}, "roles": {"pose": {"yaw": 2.5}}}')
+    parent.write_text("{}")
+    run = client.get_run(log_out("shard", "train", {"seed": 1}, "f00", card, {"shards": parent}))
+    assert run.info.run_name == "shard-train"
+    assert run.data.metrics == {"faces": 12.0, "licences.CC0_ free": 12.0, "roles.pose.yaw": 2.5}
+    assert run.data.tags["parent.shards"] == hashlib.sha256(b"{}").hexdigest()
+    assert run.data.tags["fingerprint"] == "f00"
+    assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["card.json"]

@@ -53,6 +53,7 @@ PARAMS = {
     "swap": OFTEN | {
         "samples": 48, "watched": 8, "adversarial": 0.1, "adversarial_from": 24, "cycle_share": 0.5,
         "cycle_weights": [[0, 0.5], [24, 1.0]], "clip": 1.0, "weight_decay": 1e-4, "both_directions": True,
+        "triplets": {"share": 0.5},
         "weights": {"pose": 0.1, "background": 0.1, "features": 0.1, "embedding": 0.1},
     },
     "mask_generator": {"width": 8},

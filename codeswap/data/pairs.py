@@ -24,13 +24,17 @@ class PairConfig(Config):
 
 
 class Pairs(NamedTuple):
-    """Faces `a` and `b` of each pair (int64 indices), where both are the same tensor, and which are mirrored."""
+    """Faces `a` and `b` of each pair (int64 indices), where both are the same tensor, and which are mirrored.
+
+    `sibling_b` is another picture of b's person, or b itself where there is none.
+    """
 
     a: np.ndarray
     b: np.ndarray
     same: np.ndarray
     flip_a: np.ndarray
     flip_b: np.ndarray
+    sibling_b: np.ndarray
 
 
 class Pairing:
@@ -51,7 +55,7 @@ class Pairing:
             raise ValueError("same_identity > 0 but no face has an identity: set it to 0 or use a labelled data set")
         self.config, self.total = config, order.total
         self._first, self._second = order, order.rekeyed("second of the pair")
-        self._keys = {name: key_of(seed, name) for name in ("kind", "other", "flip a", "flip b")}
+        self._keys = {name: key_of(seed, name) for name in ("kind", "other", "flip a", "flip b", "sibling")}
         self._by_identity = np.argsort(identity, kind="stable")
         self._rank = np.empty(self.total, dtype=np.int64)  # where each face stands in that sorting
         self._rank[self._by_identity] = np.arange(self.total)
@@ -59,6 +63,7 @@ class Pairing:
         start = np.searchsorted(ordered, identity, side="left")
         self._start = start
         self._count = np.where(identity < 0, 1, np.searchsorted(ordered, identity, side="right") - start)
+        self.siblings = int((self._count > 1).sum())  # faces that have another picture of their person
 
     def at(self, positions: np.ndarray) -> Pairs:
         """The pairs at the given global positions."""
@@ -72,12 +77,17 @@ class Pairing:
         b = np.where(a == b, another, b)
 
         same = kind < self.config.same
-        count, start = self._count[a], self._start[a]
-        related = ~same & (kind < self.config.same + self.config.same_identity) & (count > 1)
-        step = 1 + (draw * (count - 1)).astype(np.int64)
-        sibling = self._by_identity[np.where(related, start + (self._rank[a] - start + step) % count, 0)]
-        b = np.where(same, a, np.where(related, sibling, b))
+        related = ~same & (kind < self.config.same + self.config.same_identity) & (self._count[a] > 1)
+        b = np.where(same, a, np.where(related, self._sibling(a, draw), b))
 
         flip_a = self.config.flip & (uniform(self._keys["flip a"], positions) < 0.5)
         flip_b = self.config.flip & (uniform(self._keys["flip b"], positions) < 0.5)
-        return Pairs(a, b, same, flip_a, np.where(same, flip_a, flip_b))
+        sibling = self._sibling(b, uniform(self._keys["sibling"], positions))
+        return Pairs(a, b, same, flip_a, np.where(same, flip_a, flip_b), sibling)
+
+    def _sibling(self, faces: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        """Another face of each one's person, uniformly by `draw` in [0, 1); the face itself where there is no other."""
+        count, start = self._count[faces], self._start[faces]
+        step = 1 + (draw * (count - 1)).astype(np.int64)
+        sibling = self._by_identity[np.where(count > 1, start + (self._rank[faces] - start + step) % count, 0)]
+        return np.where(count > 1, sibling, faces)

@@ -40,16 +40,18 @@ class PairBatch(NamedTuple):
     pose_a: Tensor
     pose_b: Tensor
     same: Tensor
+    sibling_b: Tensor | None = None  # another picture of b's person, of the first pairs only
+    has_sibling_b: Tensor | None = None  # 1 where there is one, 0 where it is b itself
 
     def exchanged(self) -> "PairBatch":
-        """The same pairs as (b, a)."""
-        a_b = [(self[i + 1], self[i]) for i in range(0, len(self) - 1, 2)]
+        """The same pairs as (b, a), without siblings."""
+        a_b = [(self[i + 1], self[i]) for i in range(0, PairBatch._fields.index("same"), 2)]
         return PairBatch(*(item for pair in a_b for item in pair), self.same)
 
     def in_both_directions(self) -> "PairBatch":
-        """Every pair as (a, b) and as (b, a): twice as many pairs."""
+        """Every pair as (a, b) and then as (b, a): twice as many pairs."""
         other = self.exchanged()
-        return PairBatch(*(None if x is None else torch.cat([x, y]) for x, y in zip(self, other, strict=True)))
+        return PairBatch(*(x if y is None else torch.cat([x, y]) for x, y in zip(self, other, strict=True)))
 
 
 class TrainingFaces(NamedTuple):
@@ -92,16 +94,17 @@ class FaceFeed:
 
 
 class PairFeed:
-    """Batches of pairs."""
+    """Batches of pairs; the first `siblings` of each batch with another picture of b's person, mirrored as b is."""
 
-    def __init__(self, source: TrainingFaces, pairing: Pairing, parsing: bool) -> None:
-        self._source, self._pairing, self._parsing = source, pairing, parsing
+    def __init__(self, source: TrainingFaces, pairing: Pairing, parsing: bool, siblings: int = 0) -> None:
+        self._source, self._pairing, self._parsing, self._siblings = source, pairing, parsing, siblings
 
     def __call__(self, positions: np.ndarray) -> PairBatch:
         faces, annotations = self._source
         pairs = self._pairing.at(positions)
         sides = [(pairs.a, pairs.flip_a), (pairs.b, pairs.flip_b)]
         views = [(index, flip.astype(np.int64)) for index, flip in sides]
+        n = self._siblings
         return PairBatch(
             *(faces.images(index, flip) for index, flip in sides),
             *(annotations.parsing(index, flip) if self._parsing else None for index, flip in sides),
@@ -109,6 +112,8 @@ class PairFeed:
             *(annotations.expression[view] for view in views),
             *(annotations.pose[view] for view in views),
             torch.from_numpy(pairs.same),
+            faces.images(pairs.sibling_b[:n], pairs.flip_b[:n]) if n else None,
+            torch.from_numpy(pairs.sibling_b[:n] != pairs.b[:n]).float() if n else None,
         )
 
 
@@ -119,6 +124,11 @@ def _among(parsing: Tensor, classes: tuple[int, ...]) -> Tensor:
 def face_mask(parsing: Tensor) -> Mask:
     """Labels (b, h, w) -> M_GT: 1 on skin, brows, eyes, nose and mouth, else 0 (METHOD §D.5)."""
     return _among(parsing, FACE_CLASSES)[:, None].float()
+
+
+def part_masks(parsing: Tensor) -> Tensor:
+    """Labels (b, h, w) -> (b, 3, h, w): 1 on the brows, on the eyes, and on the lips."""
+    return torch.stack([_among(parsing, part) for part in ((2, 3), (4, 5), (12, 13))], dim=1).float()
 
 
 def pixel_weights(parsing: Tensor, skin: float, features: float) -> Mask:

@@ -24,8 +24,8 @@ from codeswap.data.pictures import save_png
 from codeswap.models.store import CARD, save_model
 from codeswap.train.engine import STOPPED, Engine
 from codeswap.train.schedule import TrainingConfig
-from codeswap.train.state import TrainState, git_commit, load_state, newest_intact, save_state
-from codeswap.train.tracking import Curve, Tracker
+from codeswap.train.state import TrainState, load_state, newest_intact, save_state
+from codeswap.train.tracking import Curve, Tracker, git_commit
 from codeswap.types import Config
 
 T = TypeVar("T")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from codeswap.perception.roles import sha256_of
+from codeswap.train.tracking import git_commit
 
 FACTS = "checkpoint.json"
 
@@ -37,18 +37,6 @@ class TrainState:
     position: int = 0  # samples seen by all processes together
     step: int = 0  # optimizer steps done
     sums: dict[str, Tensor] = field(default_factory=dict)
-
-
-def git_commit() -> str:
-    """The project's commit, with `+` when files differ from it; `unknown` outside git."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True, text=True, check=True, timeout=20,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip()
 
 
 def _flatten(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, object]]]:

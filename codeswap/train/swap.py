@@ -21,6 +21,7 @@ from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judg
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
+from codeswap.train.triplets import TripletConfig, make_triplets, triplet_terms
 from codeswap.train.watch import FixedPairs, watch
 from codeswap.types import Config, SwappedCodes
 
@@ -36,6 +37,7 @@ class SwapTraining(TrainingConfig):
     order: OrderConfig = OrderConfig()
     pairs: PairConfig = PairConfig()
     weights: SwapWeights = SwapWeights()
+    triplets: TripletConfig = TripletConfig()
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
     watched: PositiveInt = 64  # fixed pairs on which exchange and copy are looked for
     # off-paper
@@ -76,7 +78,10 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
     ) as run:
         order = order_faces(source.faces.shards, config.order, params.seed)
         pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
-        feed = PairFeed(source, pairing, parsing=config.weights.background > 0)
+        triplets = round(config.triplets.share * engine.micro_batch / engine.world)
+        if triplets and not pairing.siblings:
+            raise ValueError("swap.triplets needs two pictures of a person: set share to 0 or use a labelled data set")
+        feed = PairFeed(source, pairing, parsing=triplets > 0 or config.weights.background > 0, siblings=triplets)
         different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
         fixed = PairFeed(
             source, Pairing(order.rekeyed("watch"), source.faces.identity, different, params.seed), parsing=False
@@ -130,6 +135,16 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                     z_aba, z_bab = second_pass(trained, part, z_b[-n:], codes, None if noise is None else noise + 1)
                     terms["cycle"] = cycle_loss(z_bab.float(), z_b[-n:], z_aba, z_a[-n:])
                     loss = loss + cycle_weight * terms["cycle"]
+                if triplets:
+                    third = make_triplets(engine, config.triplets, pairs, swapped.ab, state.step)
+                    with torch.no_grad():
+                        z_s, z_t = (tokens(vqgan.encode(image)) for image in (third.source, third.target))
+                    z_answer = trained(z_s, z_t, codes, noise).z_q_ab
+                    picture = vqgan.decode(feature_map(z_answer)).float()
+                    known = triplet_terms(config.triplets, third, picture, z_answer, z_b[:triplets])
+                    terms |= known
+                    loss = loss + config.triplets.image * known["triplet"]
+                    loss = loss + config.triplets.latent * known["triplet_latent"]
                 if discriminator is not None and begin >= config.adversarial_from:
                     with held(discriminator):
                         terms["adversarial"] = generator_loss(discriminator(swapped.stacked))

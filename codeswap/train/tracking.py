@@ -4,10 +4,13 @@ The run folder's `curve.jsonl` is the record of a training; MLflow shows it. A t
 warning and the metrics of that time are sent later, never the training.
 """
 
+import hashlib
 import json
 import logging
 import os
 import queue
+import re
+import subprocess
 import threading
 import time
 import warnings
@@ -170,6 +173,18 @@ class Tracker:
                 del self._metrics[: len(part)]
 
 
+def git_commit() -> str:
+    """The project's commit, with `+` when files differ from it; `unknown` outside git."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
 def log_stage_run(
     stage: str,
     variant: str,
@@ -191,6 +206,36 @@ def log_stage_run(
     if card is not None:
         tracker.card("card.json", card)
     return tracker.close()
+
+
+def log_out(
+    stage: str,
+    variant: str,
+    params: Mapping[str, object],
+    fingerprint: str,
+    card: Path,
+    parents: Mapping[str, Path] | None = None,
+) -> str | None:
+    """Records the execution of a stage from the `card.json` of its out: every number in it becomes a metric.
+
+    `parents` are the cards of what it was made from; their hashes become tags. Returns the run's id.
+    """
+    facts = json.loads(card.read_text())
+    tags = {f"parent.{name}": hashlib.sha256(path.read_bytes()).hexdigest() for name, path in (parents or {}).items()}
+    tags |= {"fingerprint": fingerprint, "git_commit": git_commit(), "out": str(card.parent)}
+    return log_stage_run(stage, variant, params, numbers(facts), tags, card=facts)
+
+
+def numbers(facts: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """The numbers in nested facts, by dotted names; MLflow allows letters, digits and `_-. /` in them."""
+    found: dict[str, float] = {}
+    for key, value in facts.items():
+        name = prefix + re.sub(r"[^\w\-. /]", "_", key)
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = float(value)
+    return found
 
 
 class Curve:

@@ -1,0 +1,68 @@
+"""Stage 2, off-paper: swaps whose answer is known (triplets of source, pseudo-target and answer).
+
+The source is another picture of b's person, the pseudo-target is b with its identity spoilt, and the answer is b: a
+swapper that takes identity from the source and everything else from the target must return the real picture. The idea
+of pseudo-targets is that of DreamID's triplet ID groups (arXiv 2504.14509); here they are made from the model's own
+swaps and from spoilt pictures while training.
+"""
+
+from typing import NamedTuple
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from codeswap.data.faces import to_float
+from codeswap.data.spoil import Spoiling, mean_colour, spoil
+from codeswap.losses.image import gradient_loss, l1_loss
+from codeswap.train.engine import Engine
+from codeswap.train.feeds import PairBatch, face_mask, part_masks, pixel_weights
+from codeswap.types import Config, Image, Latent
+
+
+class TripletConfig(Config):
+    """Which part of the batch becomes triplets, and what they weigh in the loss."""
+
+    share: float = Field(0.0, ge=0, le=1)  # of the pairs; 0 is the paper's objective
+    own_swaps: float = Field(0.5, ge=0, le=1)  # share of the pseudo-targets made from I_ab instead of b
+    image: NonNegativeFloat = 4.0  # L1, weighted by region
+    gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
+    latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
+    skin_weight: NonNegativeFloat = 2.0
+    feature_weight: NonNegativeFloat = 2.0
+
+
+class Triplets(NamedTuple):
+    """Sources, pseudo-targets, answers (images in [-1, 1]), the answers' pixel weights, and which rows count (n)."""
+
+    source: Image
+    target: Image
+    answer: Image
+    weights: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def make_triplets(engine: Engine, config: TripletConfig, pairs: PairBatch, swaps: Image, step: int) -> Triplets:
+    """Of the pairs that have a `sibling_b`. `swaps` are I_ab of the batch; their gradient is not used."""
+    n = len(pairs.sibling_b)
+    answer, swaps = to_float(pairs.image_b[:n]), swaps[:n].detach().clamp(-1, 1)
+    generator = engine.generator(step, "triplets")
+    whole = n * engine.world
+    how = Spoiling(*(engine.rows(drawn) for drawn in Spoiling.draw(whole, generator)))
+    own = engine.rows(torch.rand(whole, generator=generator) < config.own_swaps)[:, None, None, None]
+    tone = mean_colour(to_float(pairs.image_a[:n]), face_mask(pairs.parsing_a[:n]))
+    parsing = pairs.parsing_b[:n]
+    target = spoil(torch.where(own, swaps, answer), face_mask(parsing), part_masks(parsing), tone, how)
+    weights = pixel_weights(parsing, config.skin_weight, config.feature_weight)
+    return Triplets(to_float(pairs.sibling_b), target, answer, weights, pairs.has_sibling_b)
+
+
+def triplet_terms(config: TripletConfig, triplets: Triplets, picture: Image, codes: Latent, z: Latent) -> dict:
+    """Distance of the swap (`picture`, its `codes`) to the answer and its latent `z`; rows without sibling count 0."""
+    weights = triplets.weights * triplets.valid[:, None, None, None]
+    image = l1_loss(picture, triplets.answer, weights)
+    if config.gradient:
+        image = image + config.gradient * gradient_loss(picture, triplets.answer, weights)
+    error = (codes.float() - z.float()).square().mean(dim=(1, 2)) * triplets.valid
+    return {"triplet": image, "triplet_latent": error.mean() / z.float().var()}
