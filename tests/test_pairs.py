@@ -95,3 +95,15 @@ def test_wrong_use_is_named() -> None:
         pairing(np.full(5, -1), same_identity=0.1)
     with pytest.raises(ValueError, match="3 identities were given for an order of 5 faces"):
         Pairing(Order([5], 1), np.zeros(3, dtype=np.int64), PairConfig(), 0)
+
+
+def test_a_share_of_b_has_siblings_where_few_have() -> None:
+    identity = np.where(np.arange(400) < 40, np.arange(400) // 10, -1)  # 4 persons of 10 pictures among 360 strangers
+    known = identity >= 0
+    assert abs(known[pairing(identity, same=0.0).at(np.arange(8000)).b].mean() - 0.1) < 0.02
+    pairs = pairing(identity, same=0.25, with_sibling=0.5).at(np.arange(20_000))
+    assert abs(known[pairs.b[~pairs.same]].mean() - 0.55) < 0.02
+    assert abs(pairs.same.mean() - 0.25) < 0.02 and (pairs.a != pairs.b)[~pairs.same].all()
+    assert np.bincount(pairs.b[~pairs.same], minlength=400)[:40].min() > 130  # of about 210 each
+    with pytest.raises(ValueError, match="no person has two images"):
+        pairing(np.arange(400), with_sibling=0.5)

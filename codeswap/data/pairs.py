@@ -14,6 +14,7 @@ class PairConfig(Config):
 
     same: float = Field(0.2, ge=0, le=1)  # share of pairs of one image with itself (RAFSwap, UniFace, GHOST: 0.2)
     same_identity: float = Field(0.0, ge=0, le=1)  # share of pairs of one person in two different images
+    with_sibling: float = Field(0.0, ge=0, le=1)  # share whose b is drawn from the faces with a sibling (triplets)
     flip: bool = True  # mirror each image with probability 1/2
 
     @model_validator(mode="after")
@@ -42,7 +43,8 @@ class Pairing:
 
     `a` and `b` follow two independent orders, so that each face is once `a` and about once `b` an epoch. A same pair
     is literally the same tensor (same index, same flip); any other pair never has equal indices. A pair asked to share
-    its identity falls back to two different images when the person has only one.
+    its identity falls back to two different images when the person has only one. `with_sibling` is for sets in which few
+    persons have several images; those are then `b` more often than once an epoch.
     Raises ValueError when different pairs are wanted of a single face, or the identities do not fit the order.
     """
 
@@ -55,7 +57,7 @@ class Pairing:
             raise ValueError("same_identity > 0 but no face has an identity: set it to 0 or use a labelled data set")
         self.config, self.total = config, order.total
         self._first, self._second = order, order.rekeyed("second of the pair")
-        self._keys = {name: key_of(seed, name) for name in ("kind", "other", "flip a", "flip b", "sibling")}
+        self._keys = {name: key_of(seed, name) for name in ("kind", "other", "flip a", "flip b", "sibling", "answered", "which")}
         self._by_identity = np.argsort(identity, kind="stable")
         self._rank = np.empty(self.total, dtype=np.int64)  # where each face stands in that sorting
         self._rank[self._by_identity] = np.arange(self.total)
@@ -63,7 +65,10 @@ class Pairing:
         start = np.searchsorted(ordered, identity, side="left")
         self._start = start
         self._count = np.where(identity < 0, 1, np.searchsorted(ordered, identity, side="right") - start)
-        self.siblings = int((self._count > 1).sum())  # faces that have another picture of their person
+        self._answered = np.flatnonzero(self._count > 1)
+        self.siblings = len(self._answered)  # faces that have another picture of their person
+        if config.with_sibling > 0 and not self.siblings:
+            raise ValueError("with_sibling > 0 but no person has two images: set it to 0 or use a labelled data set")
 
     def at(self, positions: np.ndarray) -> Pairs:
         """The pairs at the given global positions."""
@@ -71,6 +76,9 @@ class Pairing:
         kind = uniform(self._keys["kind"], positions)
         draw = uniform(self._keys["other"], positions)
         a, b = self._first.at(positions), self._second.at(positions)
+        if self.config.with_sibling:
+            which = self._answered[(uniform(self._keys["which"], positions) * self.siblings).astype(np.int64)]
+            b = np.where(uniform(self._keys["answered"], positions) < self.config.with_sibling, which, b)
 
         # Rejecting an equal index without a loop: any of the others, uniformly.
         another = (a + 1 + (draw * (self.total - 1)).astype(np.int64)) % self.total

@@ -77,7 +77,7 @@ class RoleConfig(Config):
 class ExpertTraining(Config):
     """How the networks of `train: synthetic` roles are trained (codeswap/prepare/experts.py)."""
 
-    image_size: int = Field(64, ge=32, multiple_of=32)
+    image_size: int = Field(64, ge=32, multiple_of=16)
     seed: int = Field(2_300_417, ge=0)  # of the rendered persons; another one than any data set's
     identities: int = Field(1000, ge=2)
     images_per_identity: int = Field(6, ge=1)

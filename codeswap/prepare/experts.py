@@ -177,7 +177,8 @@ def _optimiser(
 
 def _configs(job: Job, training: ExpertTraining) -> dict[str, NetworkConfig]:
     trunk = training.train_trunk if job == "train" else training.eval_trunk
-    face = {"trunk": trunk, "input_size": training.image_size * 3 // 4, "width": training.width}
+    box = training.image_size * 3 // 4  # the side of the face box; the trunks halve three times
+    face = {"trunk": trunk, "input_size": box + -box % 8, "width": training.width}
     with_pose = training.targets == "expression_and_pose"
     return {
         "identity": NetworkConfig(**face, outputs=training.embedding),
