@@ -8,7 +8,7 @@ from codeswap.data.spoil import Spoiling, mean_colour, spoil
 from codeswap.train.engine import Engine, EngineConfig
 from codeswap.train.feeds import PairBatch, part_masks
 from codeswap.train.swap import SwapParams, train_swap
-from codeswap.train.triplets import TripletConfig, make_triplets, triplet_terms
+from codeswap.train.triplets import TripletConfig, make_triplets, triplet_loss, triplet_terms
 
 SIZE = 64
 
@@ -29,7 +29,7 @@ def _labels(n: int) -> torch.Tensor:
 
 def _pairs(n: int) -> PairBatch:
     images = torch.randint(0, 256, (3, n, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    nothing = torch.zeros(n, 2)
+    nothing = torch.zeros(n, 3)
     has = torch.ones(n)
     has[0] = 0
     return PairBatch(
@@ -104,17 +104,24 @@ def test_pseudo_targets_come_from_swaps_or_targets_and_carry_no_gradient(engine)
 
 def test_terms_by_hand_and_a_row_without_sibling_counts_nothing(engine):
     pairs = _pairs(2)  # row 0 has no sibling
-    config = TripletConfig(share=1, gradient=0.0, skin_weight=0.0, feature_weight=0.0)
+    config = TripletConfig(share=1, gradient=0.0, embedding=1.0, skin_weight=0.0, feature_weight=0.0)
     triplets = make_triplets(engine, config, pairs, torch.zeros(2, 3, SIZE, SIZE), step=0)
     z = torch.tensor([[[1.0, -1.0]], [[1.0, -1.0]]])
-    exact = triplet_terms(config, triplets, triplets.answer, z, z)
-    assert [term.item() for term in exact.values()] == [0.0, 0.0]
+
+    def identity(image: torch.Tensor) -> torch.Tensor:  # zero for the answer, like the embeddings of these pairs
+        return (image - triplets.answer).mean(dim=(2, 3))
+
+    exact = triplet_terms(config, triplets, triplets.answer, z, z, identity)
+    assert [term.item() for term in exact.values()] == [0.0, 0.0, 0.0]
     picture = (triplets.answer + torch.tensor([0.5, 0.1]).view(2, 1, 1, 1)).requires_grad_()
     codes = (z + torch.tensor([7.0, 2.0]).view(2, 1, 1)).requires_grad_()
-    terms = triplet_terms(config, triplets, picture, codes, z)
+    terms = triplet_terms(config, triplets, picture, codes, z, identity)
     assert terms["triplet"].item() == pytest.approx(0.1 / 2, rel=1e-4)
     assert terms["triplet_latent"].item() == pytest.approx(4.0 / 2 / z.var().item(), rel=1e-5)
-    sum(terms.values()).backward()
+    assert terms["triplet_embedding"].item() == pytest.approx(0.1**2 / 2 / 2, rel=1e-4)
+    total = triplet_loss(config, terms)
+    assert total.item() == pytest.approx(4 * 0.1 / 2 + 4.0 / 2 / z.var().item() + 0.1**2 / 4, rel=1e-4)
+    total.backward()
     assert picture.grad[0].abs().max() == 0 and codes.grad[0].abs().max() == 0
     assert picture.grad[1].abs().min() > 0 and codes.grad[1].abs().min() > 0
 

@@ -43,8 +43,8 @@ class Pairing:
 
     `a` and `b` follow two independent orders, so that each face is once `a` and about once `b` an epoch. A same pair
     is literally the same tensor (same index, same flip); any other pair never has equal indices. A pair asked to share
-    its identity falls back to two different images when the person has only one. `with_sibling` is for sets in which few
-    persons have several images; those are then `b` more often than once an epoch.
+    its identity falls back to two different images when the person has only one. `with_sibling` is for sets in which
+    few persons have several images; those are then `b` more often than once an epoch.
     Raises ValueError when different pairs are wanted of a single face, or the identities do not fit the order.
     """
 
@@ -57,7 +57,9 @@ class Pairing:
             raise ValueError("same_identity > 0 but no face has an identity: set it to 0 or use a labelled data set")
         self.config, self.total = config, order.total
         self._first, self._second = order, order.rekeyed("second of the pair")
-        self._keys = {name: key_of(seed, name) for name in ("kind", "other", "flip a", "flip b", "sibling", "answered", "which")}
+        self._keys = {
+            name: key_of(seed, name) for name in ("kind", "other", "flip a", "flip b", "sibling", "answered", "which")
+        }
         self._by_identity = np.argsort(identity, kind="stable")
         self._rank = np.empty(self.total, dtype=np.int64)  # where each face stands in that sorting
         self._rank[self._by_identity] = np.arange(self.total)

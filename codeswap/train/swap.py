@@ -21,7 +21,7 @@ from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judg
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
-from codeswap.train.triplets import TripletConfig, make_triplets, triplet_terms
+from codeswap.train.triplets import TripletConfig, make_triplets, triplet_loss, triplet_terms
 from codeswap.train.watch import FixedPairs, watch
 from codeswap.types import Config, SwappedCodes
 
@@ -141,10 +141,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                         z_s, z_t = (tokens(vqgan.encode(image)) for image in (third.source, third.target))
                     z_answer = trained(z_s, z_t, codes, noise).z_q_ab
                     picture = vqgan.decode(feature_map(z_answer)).float()
-                    known = triplet_terms(config.triplets, third, picture, z_answer, z_b[:triplets])
+                    known = triplet_terms(config.triplets, third, picture, z_answer, z_b[:triplets], judges.identity)
                     terms |= known
-                    loss = loss + config.triplets.image * known["triplet"]
-                    loss = loss + config.triplets.latent * known["triplet_latent"]
+                    loss = loss + triplet_loss(config.triplets, known)
                 if discriminator is not None and begin >= config.adversarial_from:
                     with held(discriminator):
                         terms["adversarial"] = generator_loss(discriminator(swapped.stacked))

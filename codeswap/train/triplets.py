@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from codeswap.data.faces import to_float
 from codeswap.data.spoil import Spoiling, mean_colour, spoil
 from codeswap.losses.image import gradient_loss, l1_loss
+from codeswap.losses.swap import embedding_loss
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairBatch, face_mask, part_masks, pixel_weights
-from codeswap.types import Config, Image, Latent
+from codeswap.types import Config, Embedding, Image, Latent
 
 
 class TripletConfig(Config):
@@ -28,18 +29,23 @@ class TripletConfig(Config):
     image: NonNegativeFloat = 4.0  # L1, weighted by region
     gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
     latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
+    embedding: NonNegativeFloat = 0.0  # raw identity embeddings of the swap and of the answer
     skin_weight: NonNegativeFloat = 2.0
     feature_weight: NonNegativeFloat = 2.0
 
 
 class Triplets(NamedTuple):
-    """Sources, pseudo-targets, answers (images in [-1, 1]), the answers' pixel weights, and which rows count (n)."""
+    """Sources, pseudo-targets, answers (images in [-1, 1]), the answers' pixel weights, and which rows count (n).
+
+    `identity` is the embedding of each answer.
+    """
 
     source: Image
     target: Image
     answer: Image
     weights: Tensor
     valid: Tensor
+    identity: Embedding
 
 
 @torch.no_grad()
@@ -55,14 +61,26 @@ def make_triplets(engine: Engine, config: TripletConfig, pairs: PairBatch, swaps
     parsing = pairs.parsing_b[:n]
     target = spoil(torch.where(own, swaps, answer), face_mask(parsing), part_masks(parsing), tone, how)
     weights = pixel_weights(parsing, config.skin_weight, config.feature_weight)
-    return Triplets(to_float(pairs.sibling_b), target, answer, weights, pairs.has_sibling_b)
+    return Triplets(to_float(pairs.sibling_b), target, answer, weights, pairs.has_sibling_b, pairs.identity_b[:n])
 
 
-def triplet_terms(config: TripletConfig, triplets: Triplets, picture: Image, codes: Latent, z: Latent) -> dict:
+def triplet_terms(
+    config: TripletConfig, triplets: Triplets, picture: Image, codes: Latent, z: Latent, identity: nn.Module
+) -> dict[str, Tensor]:
     """Distance of the swap (`picture`, its `codes`) to the answer and its latent `z`; rows without sibling count 0."""
     weights = triplets.weights * triplets.valid[:, None, None, None]
     image = l1_loss(picture, triplets.answer, weights)
     if config.gradient:
         image = image + config.gradient * gradient_loss(picture, triplets.answer, weights)
     error = (codes.float() - z.float()).square().mean(dim=(1, 2)) * triplets.valid
-    return {"triplet": image, "triplet_latent": error.mean() / z.float().var()}
+    terms = {"triplet": image, "triplet_latent": error.mean() / z.float().var()}
+    if config.embedding:
+        known = triplets.valid[:, None]
+        terms["triplet_embedding"] = embedding_loss(identity(picture).float() * known, triplets.identity * known)
+    return terms
+
+
+def triplet_loss(config: TripletConfig, terms: dict[str, Tensor]) -> Tensor:
+    """The weighted sum of `triplet_terms`."""
+    loss = config.image * terms["triplet"] + config.latent * terms["triplet_latent"]
+    return loss + config.embedding * terms["triplet_embedding"] if config.embedding else loss
