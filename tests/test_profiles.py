@@ -45,7 +45,7 @@ def test_the_networks_of_the_profile_can_be_built(path: Path) -> None:
             )
             for variant in tree["variants"]
         ]
-    assert vqgan_config.grid == 16, "the paper's token grid"
+    assert vqgan_config.grid == (12 if path.stem == "demo" else 16), "16 is the paper's; the demo has smaller pictures"
     if path.stem == "paper":
         assert sum(p.numel() for p in vqgan.parameters()) == 75_688_259
         assert sum(p.numel() for p in fusions[0].parameters()) == 13_536_864
