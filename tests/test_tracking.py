@@ -20,7 +20,7 @@ def client(store, monkeypatch):
     monkeypatch.chdir(store)
     monkeypatch.delenv("CODESWAP_MLFLOW", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return mlflow.MlflowClient("sqlite:///mlflow.db")
+    return mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
 
 
 def _tracker(note=None) -> Tracker:
@@ -42,6 +42,18 @@ def test_a_run_holds_parameters_metrics_pictures_and_card(client, store):
     assert run.data.tags["stage"] == "swap"
     assert {f.path for f in client.list_artifacts(run_id)} == {"pictures", "card.json"}
     assert (store / "mlartifacts").is_dir()
+
+
+def test_another_working_directory_has_another_store(client, tmp_path, monkeypatch):
+    _tracker().close()
+    monkeypatch.chdir(tmp_path)
+    _tracker().close()
+    runs = {}
+    for place in (tmp_path, client.tracking_uri.removeprefix("sqlite:///").removesuffix("/mlflow.db")):
+        there = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
+        (experiment,) = [e for e in there.search_experiments() if e.name == EXPERIMENT]
+        runs[str(place)] = {run.info.run_id for run in there.search_runs([experiment.experiment_id])}
+    assert len(runs[str(tmp_path)]) == 1 and not set.intersection(*runs.values())
 
 
 def test_a_resumed_training_continues_its_run(client, tmp_path):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # importing mlflow takes seconds: the worker thread does it w
 
 EXPERIMENT = "codeswap"
 OFF = "CODESWAP_MLFLOW"  # environment variable; "off" writes only the run folder's curve and the out's curve.csv
-STORE = "sqlite:///mlflow.db"
+STORE = "mlflow.db"  # below the working directory, with `mlartifacts` beside it
 FLUSH_SECONDS = 10.0
 _BATCH = 1000  # MLflow's limit of metrics in one request
 _PARAMS_BATCH = 100
@@ -139,11 +139,12 @@ class Tracker:
         import mlflow
 
         logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table it makes
-        uri = os.environ.get("MLFLOW_TRACKING_URI", STORE)
-        client = mlflow.MlflowClient(tracking_uri=uri)
+        # mlflow keeps one engine per address for the whole process: a relative one would go on meaning the first folder
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{Path(STORE).absolute()}")
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            place = Path("mlartifacts").absolute().as_uri() if uri == STORE else None
+            place = None if uri else Path("mlartifacts").absolute().as_uri()
             number = client.create_experiment(EXPERIMENT, artifact_location=place)
         else:
             number = experiment.experiment_id
