@@ -4,12 +4,15 @@ import json
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 
+from codeswap.data.order import OrderConfig, order_faces
+from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.models.codeswap import load_codeswap
 from codeswap.train.engine import Engine, EngineConfig
-from codeswap.train.feeds import PairBatch, face_mask, pixel_weights
+from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces, person_means, pixel_weights
 from codeswap.train.objective import Calibration, Judges, Pictures, SwapWeights, load_judges, picture_terms
 from codeswap.train.state import TrainState
 from codeswap.train.swap import SwapParams, SwapTraining, train_swap
@@ -34,9 +37,9 @@ def _pairs(judges: Judges, same: list[bool]) -> PairBatch:
     labels = torch.zeros(count, 32, 32, dtype=torch.uint8)
     labels[:, 8:24, 8:24] = 1
     with torch.no_grad():
-        vectors = [network(x) for network in (judges.identity, judges.expression) for x in (x_a, x_b)]
+        identity, expression = ([network(x) for x in (x_a, x_b)] for network in (judges.identity, judges.expression))
     pose = torch.zeros(count, 3)
-    return PairBatch(a, b, labels, labels, *vectors, pose, pose, torch.tensor(same))
+    return PairBatch(a, b, labels, labels, *identity, *identity, *expression, pose, pose, torch.tensor(same))
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "ours"])
@@ -104,8 +107,9 @@ def test_eq_9_has_the_printed_weights():
     terms = {"reconstruction": 1, "identity": 10, "perceptual": 100, "expression": 1000, "cycle": 10000}
     total = SwapWeights().total({name: torch.tensor(float(value)) for name, value in terms.items()})
     assert total.item() == pytest.approx(1 + 15 + 0.2 + 500 + 10000)
-    off_paper = set(SwapWeights.model_fields) - set(terms)
+    off_paper = set(SwapWeights.model_fields) - set(terms) - {"identity_of"}
     assert all(getattr(SwapWeights(), name) == 0 for name in off_paper)
+    assert SwapWeights().identity_of == "picture"
 
 
 def test_cycle_weights_take_over_where_they_begin():
@@ -161,6 +165,27 @@ def test_the_detectors_see_the_trivial_minima(judges, answer, alarm):
     early = _Witness()
     judge_swaps(early, TrainState({}, position=10), judges, fixed, b)
     assert early.alarms == []  # a warm start begins as a copy
+
+
+def test_the_identity_wanted_may_be_the_persons(trained):
+    source = open_training_faces(trained, "identity_train")
+    person, own = source.faces.identity, source.annotations.identity
+    pairing = Pairing(order_faces(source.faces.shards, OrderConfig(), 0), person, PairConfig(flip=True), 0)
+    places = np.arange(16)
+    drawn = pairing.at(places)
+    of_picture = PairFeed(source, pairing, parsing=False)(places)
+    of_person = PairFeed(source, pairing, parsing=False, person=True)(places)
+    assert torch.equal(of_picture.wanted_a, of_picture.identity_a) and len(set(drawn.flip_a.tolist())) == 2
+    for row, (face, flip) in enumerate(zip(drawn.a, drawn.flip_a.astype(int), strict=True)):
+        mean = own[np.flatnonzero(person == person[face]), flip].mean(dim=0)
+        torch.testing.assert_close(of_person.wanted_a[row], mean)
+    assert torch.equal(of_person.identity_b, of_picture.identity_b)
+
+
+def test_a_picture_of_nobody_known_keeps_its_own_identity():
+    embeddings = torch.arange(12.0).view(3, 2, 2)
+    means = person_means(embeddings, np.array([1, -1, 1]))
+    assert torch.equal(means[1], embeddings[[0, 2]].mean(dim=0)) and torch.equal(means[0], torch.zeros(2, 2))
 
 
 def test_calibration_band():

@@ -33,7 +33,7 @@ def _pairs(n: int) -> PairBatch:
     has = torch.ones(n)
     has[0] = 0
     return PairBatch(
-        images[0], images[1], _labels(n), _labels(n), *[nothing] * 6, torch.zeros(n, dtype=torch.bool), images[2], has
+        images[0], images[1], _labels(n), _labels(n), *[nothing] * 8, torch.zeros(n, dtype=torch.bool), images[2], has
     )
 
 

@@ -27,7 +27,10 @@ class FaceBatch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Stages 2 and 3: both faces of each pair (images uint8, labels uint8), their embeddings, and who is the same."""
+    """Stages 2 and 3: both faces of each pair (images uint8, labels uint8), their embeddings, and who is the same.
+
+    `wanted_a` is the identity that a swap of a's is to have: a's own embedding, or its person's (see `PairFeed`).
+    """
 
     image_a: Tensor
     image_b: Tensor
@@ -35,6 +38,8 @@ class PairBatch(NamedTuple):
     parsing_b: Tensor | None
     identity_a: Tensor
     identity_b: Tensor
+    wanted_a: Tensor
+    wanted_b: Tensor
     expression_a: Tensor
     expression_b: Tensor
     pose_a: Tensor
@@ -94,10 +99,17 @@ class FaceFeed:
 
 
 class PairFeed:
-    """Batches of pairs; the first `siblings` of each batch with another picture of b's person, mirrored as b is."""
+    """Batches of pairs; the first `siblings` of each batch with another picture of b's person, mirrored as b is.
 
-    def __init__(self, source: TrainingFaces, pairing: Pairing, parsing: bool, siblings: int = 0) -> None:
+    `person`: the identity wanted of a swap is the mean embedding of all pictures of its person instead of the one
+    picture's. One picture's embedding also says something of its pose and light; their mean does not.
+    """
+
+    def __init__(
+        self, source: TrainingFaces, pairing: Pairing, parsing: bool, siblings: int = 0, person: bool = False
+    ) -> None:
         self._source, self._pairing, self._parsing, self._siblings = source, pairing, parsing, siblings
+        self._persons = person_means(source.annotations.identity, source.faces.identity) if person else None
 
     def __call__(self, positions: np.ndarray) -> PairBatch:
         faces, annotations = self._source
@@ -109,12 +121,32 @@ class PairFeed:
             *(faces.images(index, flip) for index, flip in sides),
             *(annotations.parsing(index, flip) if self._parsing else None for index, flip in sides),
             *(annotations.identity[view] for view in views),
+            *(self._wanted(*view) for view in views),
             *(annotations.expression[view] for view in views),
             *(annotations.pose[view] for view in views),
             torch.from_numpy(pairs.same),
             faces.images(pairs.sibling_b[:n], pairs.flip_b[:n]) if n else None,
             torch.from_numpy(pairs.sibling_b[:n] != pairs.b[:n]).float() if n else None,
         )
+
+
+    def _wanted(self, index: np.ndarray, flip: np.ndarray) -> Tensor:
+        own, person = self._source.annotations.identity[index, flip], self._source.faces.identity[index]
+        if self._persons is None:
+            return own
+        return torch.where(torch.from_numpy(person >= 0)[:, None], self._persons[np.maximum(person, 0), flip], own)
+
+
+def person_means(embeddings: Tensor, person: np.ndarray) -> Tensor:
+    """Mean of the embeddings (n, 2, e) of each person's pictures, view by view: (persons, 2, e).
+
+    `person` codes each picture's person, -1 where unknown.
+    """
+    known = np.flatnonzero(person >= 0)
+    code = torch.from_numpy(person[known])
+    sums = embeddings.new_zeros(int(person.max(initial=0)) + 1, *embeddings.shape[1:])
+    counts = torch.bincount(code, minlength=len(sums)).clamp(min=1)
+    return sums.index_add_(0, code, embeddings[known]) / counts[:, None, None]
 
 
 def _among(parsing: Tensor, classes: tuple[int, ...]) -> Tensor:

@@ -79,7 +79,8 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
         parents={k: v / "card.json" for k, v in parents.items()},
     ) as run:
         order = order_faces(source.faces.shards, config.order, params.seed)
-        feed = PairFeed(source, Pairing(order, source.faces.identity, config.pairs, params.seed), parsing=True)
+        pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
+        feed = PairFeed(source, pairing, parsing=True, person=config.weights.identity_of == "person")
         different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
         fixed = PairFeed(
             source, Pairing(order.rekeyed("watch"), source.faces.identity, different, params.seed), parsing=True

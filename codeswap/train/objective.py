@@ -1,7 +1,7 @@
 """Eq. 9's terms on pictures, which Stage 2 and the second half of Stage 3 share, and the scales they need."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class SwapWeights(Config):
     background: NonNegativeFloat = 0.0  # L1 outside the face
     features: NonNegativeFloat = 0.0  # relative mean squared difference of perceptual features
     embedding: NonNegativeFloat = 0.0  # raw identity embeddings
+    # what identity and embedding compare with: the picture, as Eq. 10, or the mean of its person's pictures
+    identity_of: Literal["picture", "person"] = "picture"
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Eq. (9): the weighted sum of those of `terms` that have a weight here, and what was added to them."""
@@ -94,11 +96,11 @@ def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swappe
     if weights.identity or weights.embedding:
         e_ab, e_ba = swapped.pair(judges.identity(seen).float())
         if weights.identity:
-            terms["identity"] = identity_loss(e_ab, pairs.identity_a, e_ba, pairs.identity_b)
+            terms["identity"] = identity_loss(e_ab, pairs.wanted_a, e_ba, pairs.wanted_b)
         if weights.embedding:
-            terms["embedding"] = embedding_loss(e_ab, pairs.identity_a)
+            terms["embedding"] = embedding_loss(e_ab, pairs.wanted_a)
             if e_ba is not None:
-                terms["embedding"] = (terms["embedding"] + embedding_loss(e_ba, pairs.identity_b)) / 2
+                terms["embedding"] = (terms["embedding"] + embedding_loss(e_ba, pairs.wanted_b)) / 2
     if weights.expression:
         x_ab, x_ba = swapped.pair(judges.expression(seen).float())
         terms["expression"] = expression_loss(x_ab, pairs.expression_b, x_ba, pairs.expression_a)

@@ -81,7 +81,13 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         triplets = round(config.triplets.share * engine.micro_batch / engine.world)
         if triplets and not pairing.siblings:
             raise ValueError("swap.triplets needs two pictures of a person: set share to 0 or use a labelled data set")
-        feed = PairFeed(source, pairing, parsing=triplets > 0 or config.weights.background > 0, siblings=triplets)
+        feed = PairFeed(
+            source,
+            pairing,
+            parsing=triplets > 0 or config.weights.background > 0,
+            siblings=triplets,
+            person=config.weights.identity_of == "person",
+        )
         different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
         fixed = PairFeed(
             source, Pairing(order.rekeyed("watch"), source.faces.identity, different, params.seed), parsing=False
