@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from codeswap.data.spoil import Spoiling, mean_colour, spoil
+from codeswap.data.spoil import Spoiling, another_look, mean_colour, spoil
 from codeswap.train.engine import Engine, EngineConfig
 from codeswap.train.feeds import PairBatch, part_masks
 from codeswap.train.swap import SwapParams, train_swap
@@ -102,6 +102,27 @@ def test_pseudo_targets_come_from_swaps_or_targets_and_carry_no_gradient(engine)
     assert torch.equal(again.target, real.target) and not torch.equal(other.target, real.target)
 
 
+def test_a_face_without_another_picture_may_be_its_own_source_in_another_look(engine):
+    pairs = _pairs(4)._replace(has_sibling_b=torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    pairs = pairs._replace(sibling_b=torch.where(torch.arange(4).view(4, 1, 1, 1) == 0, pairs.image_b, pairs.sibling_b))
+    swaps = torch.zeros(4, 3, SIZE, SIZE)
+    skipped = make_triplets(engine, TripletConfig(share=1), pairs, swaps, step=3)
+    looked = make_triplets(engine, TripletConfig(share=1, alone="another_look"), pairs, swaps, step=3)
+    assert skipped.valid.tolist() == [0, 1, 1, 1] and looked.valid.tolist() == [1, 1, 1, 1]
+    assert torch.equal(looked.source[1:], skipped.source[1:]) and torch.equal(looked.target, skipped.target)
+    assert not torch.equal(looked.source[0], looked.answer[0])
+
+
+def test_another_look_is_the_mirror_image_bent_and_lit_anew():
+    ramp = torch.linspace(-0.5, 0.5, SIZE).expand(1, 3, SIZE, SIZE)
+    still = Spoiling(torch.zeros(1, 16), torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 5, 5))
+    torch.testing.assert_close(another_look(ramp, still), ramp.flip(-1), rtol=0, atol=1e-5)
+    brighter = another_look(ramp, still._replace(scalars=torch.cat([torch.ones(1, 1), torch.zeros(1, 15)], dim=1)))
+    assert (brighter > ramp.flip(-1)).all()
+    bent = another_look(ramp, still._replace(warp=torch.ones(1, 2, 4, 4)))
+    assert (bent - ramp.flip(-1)).abs().max() > 0.01
+
+
 def test_terms_by_hand_and_a_row_without_sibling_counts_nothing(engine):
     pairs = _pairs(2)  # row 0 has no sibling
     config = TripletConfig(share=1, gradient=0.0, embedding=1.0, skin_weight=0.0, feature_weight=0.0)
@@ -139,3 +160,6 @@ def test_faces_without_a_known_person_are_refused(tiny, copy, monkeypatch):
     monkeypatch.setattr(Faces, "__init__", unknown)
     with pytest.raises(ValueError, match="triplets needs two pictures of a person"):
         train_swap(tiny.params(SwapParams), "ours", root, "none")
+    alone = {"share": 0.5, "alone": "another_look"}
+    train_swap(tiny.params(SwapParams, swap={"triplets": alone, "samples": 16}), "ours", root, "none")
+    assert (root / "models/swap/ours/card.json").exists()

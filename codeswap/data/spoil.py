@@ -16,6 +16,7 @@ PATCHES = 5  # knots along each side of the random patches of tone
 WIDTH, HEIGHT, JAW = 0.15, 0.10, 0.20  # largest change of the face's width, its height, and the width of its jaw
 BEND = 0.12  # largest bend of the random field, in half pictures
 CONTRAST, BLURRED, TONE_KEPT, MOTTLE = 0.25, 0.15, 0.2, 0.35
+LOOK_LIGHT, LOOK_BEND = 0.3, 0.6  # of another look: log brightness, and its share of BEND
 PART = 0.5  # largest change of the log brightness of brows, eyes and lips
 
 
@@ -61,6 +62,18 @@ def spoil(image: Image, face: Mask, parts: Mask, tone: Tensor, how: Spoiling) ->
     x = x * log.exp()
     x = x + soft * CONTRAST * s[7] * (x - mean_colour(x, face))
     return _warp(x, soft, s[8:11], how.warp).clamp(0, 1) * 2 - 1
+
+
+def another_look(image: Image, how: Spoiling) -> Image:
+    """The same person once more, where no other picture is to be had: mirrored, smoothly bent, in another light.
+
+    Only what changes with pose and light is changed; the face's proportions stay. `image` in [-1, 1].
+    """
+    x, s = (image.flip(-1) + 1) / 2, [column[:, None, None, None] for column in how.scalars.unbind(1)]
+    x = x * (LOOK_LIGHT * s[0] + 0.2 * LOOK_LIGHT * torch.cat(s[1:4], dim=1)).exp()
+    everywhere = torch.ones_like(x[:, :1])
+    still = [torch.zeros_like(s[0])] * 3
+    return _warp(x, everywhere, still, LOOK_BEND * how.warp).clamp(0, 1) * 2 - 1
 
 
 def _blur(x: Tensor, reach: int) -> Tensor:

@@ -129,7 +129,6 @@ class PairFeed:
             torch.from_numpy(pairs.sibling_b[:n] != pairs.b[:n]).float() if n else None,
         )
 
-
     def _wanted(self, index: np.ndarray, flip: np.ndarray) -> Tensor:
         own, person = self._source.annotations.identity[index, flip], self._source.faces.identity[index]
         if self._persons is None:

@@ -79,8 +79,11 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         order = order_faces(source.faces.shards, config.order, params.seed)
         pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
         triplets = round(config.triplets.share * engine.micro_batch / engine.world)
-        if triplets and not pairing.siblings:
-            raise ValueError("swap.triplets needs two pictures of a person: set share to 0 or use a labelled data set")
+        if triplets and not pairing.siblings and config.triplets.alone == "skip":
+            raise ValueError(
+                "swap.triplets needs two pictures of a person: use a labelled data set, set triplets.alone to "
+                "another_look, or share to 0"
+            )
         feed = PairFeed(
             source,
             pairing,

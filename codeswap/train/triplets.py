@@ -6,14 +6,14 @@ of pseudo-targets is that of DreamID's triplet ID groups (arXiv 2504.14509); her
 swaps and from spoilt pictures while training.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from codeswap.data.faces import to_float
-from codeswap.data.spoil import Spoiling, mean_colour, spoil
+from codeswap.data.spoil import Spoiling, another_look, mean_colour, spoil
 from codeswap.losses.image import gradient_loss, l1_loss
 from codeswap.losses.swap import embedding_loss
 from codeswap.train.engine import Engine
@@ -26,6 +26,9 @@ class TripletConfig(Config):
 
     share: float = Field(0.0, ge=0, le=1)  # of the pairs; 0 is the paper's objective
     own_swaps: float = Field(0.5, ge=0, le=1)  # share of the pseudo-targets made from I_ab instead of b
+    alone: Literal["skip", "another_look"] = (
+        "skip"  # what a person with one picture has for a sibling
+    )
     image: NonNegativeFloat = 4.0  # L1, weighted by region
     gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
     latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
@@ -50,7 +53,7 @@ class Triplets(NamedTuple):
 
 @torch.no_grad()
 def make_triplets(engine: Engine, config: TripletConfig, pairs: PairBatch, swaps: Image, step: int) -> Triplets:
-    """Of the pairs that have a `sibling_b`. `swaps` are I_ab of the batch; their gradient is not used."""
+    """Of the first pairs, those with a `sibling_b` slot. `swaps` are I_ab of the batch; their gradient is not used."""
     n = len(pairs.sibling_b)
     answer, swaps = to_float(pairs.image_b[:n]), swaps[:n].detach().clamp(-1, 1)
     generator = engine.generator(step, "triplets")
@@ -61,7 +64,11 @@ def make_triplets(engine: Engine, config: TripletConfig, pairs: PairBatch, swaps
     parsing = pairs.parsing_b[:n]
     target = spoil(torch.where(own, swaps, answer), face_mask(parsing), part_masks(parsing), tone, how)
     weights = pixel_weights(parsing, config.skin_weight, config.feature_weight)
-    return Triplets(to_float(pairs.sibling_b), target, answer, weights, pairs.has_sibling_b, pairs.identity_b[:n])
+    source, valid = to_float(pairs.sibling_b), pairs.has_sibling_b
+    if config.alone == "another_look":
+        look = another_look(source, Spoiling(*(engine.rows(drawn) for drawn in Spoiling.draw(whole, generator))))
+        source, valid = torch.where(valid[:, None, None, None] > 0, source, look), torch.ones_like(valid)
+    return Triplets(source, target, answer, weights, valid, pairs.identity_b[:n])
 
 
 def triplet_terms(
