@@ -73,13 +73,14 @@ def test_stopped_before_and_after_the_discriminator_and_resumed_is_bit_for_bit(t
         assert (root / "models/swap/ours" / name).read_bytes() == (trained / "models/swap/ours" / name).read_bytes()
 
 
-def test_gumbel_noise_resumes_too(tiny, copy):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_gumbel_noise_and_both_optimizers_resume_too(tiny, copy, optimizer):
     root = copy("swap", "mask")
-    models = []
+    models, short = [], {"samples": 32, "adversarial": 0.0, "optimizer": optimizer}
     for stops in ((), (f"swap-gumbel:16:{signal.SIGTERM}",)):
         undo = tiny.stop_at(root, *stops)
         try:
-            assert tiny.train(root, ["swap"], "gumbel", swap={"samples": 32, "adversarial": 0.0}) == len(stops)
+            assert tiny.train(root, ["swap"], "gumbel", swap=short) == len(stops)
         finally:
             undo()
         models.append((root / "models/swap/gumbel/model.safetensors").read_bytes())

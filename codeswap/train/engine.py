@@ -21,6 +21,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from codeswap.train.muon import MuonWithAdamW
 from codeswap.types import Config
 
 Batch = TypeVar("Batch", bound=NamedTuple)
@@ -121,6 +122,21 @@ class Engine:
         kind = torch.optim.AdamW if decay else torch.optim.Adam
         trained = [p for p in module.parameters() if p.requires_grad]
         return kind(trained, lr=lr, betas=betas, weight_decay=decay, fused=self.config.fused_optimizer)
+
+    def muon(
+        self, module: nn.Module, hidden: nn.Module, lr: float, betas: tuple[float, float], decay: float = 0.0
+    ) -> Optimizer:
+        """Muon over the linear maps inside `hidden`, a part of `module`, and AdamW over the rest of `module`.
+
+        Raises ValueError under DeepSpeed, whose optimizers see flat slices where Muon needs whole matrices.
+        """
+        if self.deepspeed:
+            raise ValueError("optimizer: muon needs whole matrices on every process: use DDP, or adam with DeepSpeed")
+        matrices = {part.weight for part in hidden.modules() if isinstance(part, nn.Linear)}
+        ordered = [p for p in module.parameters() if p.requires_grad]
+        return MuonWithAdamW(
+            [p for p in ordered if p in matrices], [p for p in ordered if p not in matrices], lr, betas, decay
+        )
 
     def prepare(
         self, module: nn.Module, optimizer: Optimizer, partly_used: bool = False

@@ -1,6 +1,7 @@
 """Stage 2: the fusion module and the code selector (METHOD §B, §C). `train_swap` is the whole training."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class SwapTraining(TrainingConfig):
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
     watched: PositiveInt = 64  # fixed pairs on which exchange and copy are looked for
     # off-paper
+    optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
     cycle_weights: tuple[tuple[NonNegativeInt, NonNegativeFloat], ...] = ()  # (from sample, weight), in order
     adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
@@ -107,7 +109,10 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         engine.place(fusion)
         watched = FixedPairs.of(engine, fixed(np.arange(config.watched)), config.pictures)
 
-        optimizer = engine.adam(fusion, config.lr, config.betas, config.weight_decay)
+        if config.optimizer == "muon":
+            optimizer = engine.muon(fusion, fusion.layers, config.lr, config.betas, config.weight_decay)
+        else:
+            optimizer = engine.adam(fusion, config.lr, config.betas, config.weight_decay)
         state = TrainState({"fusion": fusion}, {"fusion": optimizer})
         if discriminator is not None:
             engine.place(discriminator)

@@ -26,9 +26,7 @@ class TripletConfig(Config):
 
     share: float = Field(0.0, ge=0, le=1)  # of the pairs; 0 is the paper's objective
     own_swaps: float = Field(0.5, ge=0, le=1)  # share of the pseudo-targets made from I_ab instead of b
-    alone: Literal["skip", "another_look"] = (
-        "skip"  # what a person with one picture has for a sibling
-    )
+    alone: Literal["skip", "another_look"] = "skip"  # what a person with one picture has for a sibling
     image: NonNegativeFloat = 4.0  # L1, weighted by region
     gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
     latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
