@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from codeswap.data.manifest import CARD, read_card, read_manifest
+from codeswap.data.remote import URL, ShardCache, remote_url
 from codeswap.data.shards import DamagedShardError, Place, decode, read_facts, read_image
 
 _OPEN_SHARDS = 64  # open files of one thread; a window of the order touches only a few shards
@@ -36,8 +37,8 @@ def to_float(image: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h 
 class _Shard:
     """A file descriptor that closes itself."""
 
-    def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY)
+    def __init__(self, number: int):
+        self.number = number
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -55,7 +56,8 @@ class Faces:
     """All faces of some data set folders, one after another in manifest order.
 
     Opening reads the manifests and compares the shards' sizes with the cards; it raises one ValueError that lists
-    every missing or truncated shard. `read`, `facts` and `images` may be called from several threads.
+    every missing or truncated shard. Shards that are not here are fetched when they are first read, where the
+    environment names an object store (`data/remote.py`). `read`, `facts` and `images` may be called from several threads.
 
     Attributes: `identity` int64 code of each face's person, -1 where unknown (the same name in two data sets is two
     persons); `shards` faces per shard of each data set, for the order; `licences` of each data set; `size` in pixels.
@@ -68,13 +70,18 @@ class Faces:
         self.licences: dict[str, str] = {}
         self.shards: dict[str, list[int]] = {}
         self._paths: list[Path] = []
+        self._remote: dict[Path, tuple[str, int]] = {}  # address and size of what is not on this machine
         self._open_files = _OpenFiles()
         problems, sizes, tables, identities, shards = [], {}, [], [], []
         people = 0
         for folder in self.folders:
             card, table = read_card(folder), read_manifest(folder, _COLUMNS)
             sizes[str(folder)] = card["image"]["size"]
-            problems += [problem for name, size in card["shards"].items() if (problem := _check(folder / name, size))]
+            for name, size in card["shards"].items():
+                if not (folder / name).exists() and (url := remote_url(folder, name)):
+                    self._remote[folder / name] = url, size
+                elif problem := _check(folder / name, size):
+                    problems.append(problem)
             names = table["shard"].combine_chunks().dictionary_encode()
             name = card["dataset"]
             if name in self.shards:
@@ -107,6 +114,10 @@ class Faces:
     def keys(self) -> list[str]:
         """The key of each face."""
         return self.key_column.to_pylist()
+
+    @cached_property
+    def _cache(self) -> ShardCache:
+        return ShardCache.from_environment()
 
     @cached_property
     def manifest(self) -> pa.Table:
@@ -149,7 +160,9 @@ class Faces:
     def _descriptor(self, index: int) -> int:
         shards, number = self._open_files.shards, int(self._shard[index])
         if number not in shards:
-            shards[number] = _Shard(self._paths[number])
+            path = self._paths[number]
+            remote = self._remote.get(path)
+            shards[number] = _Shard(self._cache.open(*remote) if remote else os.open(path, os.O_RDONLY))
             if len(shards) > _OPEN_SHARDS:
                 shards.popitem(last=False)
         shards.move_to_end(number)
@@ -158,7 +171,7 @@ class Faces:
 
 def _check(path: Path, size: int) -> str | None:
     if not path.exists():
-        return f"{path} is missing"
+        return f"{path} is missing (and {URL} names no object store)"
     found = path.stat().st_size
     return None if found == size else f"{path} has {found:,} bytes, expected {size:,}"
 
