@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
-from codeswap.data.annotations import ANNOTATIONS, ROLES, AnnotationError, Annotations
+from codeswap.data.annotations import ANNOTATIONS, ROLES, AnnotationError, Annotations, read, write
 from codeswap.data.faces import Faces, to_float
-from codeswap.data.manifest import write_rows
 from codeswap.data.shards import ImageConfig
 from codeswap.data.sources import DatasetConfig
 from codeswap.perception.networks import NetworkConfig, build
@@ -101,7 +99,11 @@ def test_both_views_of_every_face_in_manifest_order(home: Path, faces: Faces) ->
     expected[2:] = expected[2:].flip(-1)
     assert labels.dtype == torch.uint8 and labels.shape == (4, 32, 32)
     assert (labels != expected).float().mean() < 0.01  # a tie may fall otherwise in another batch
-    assert (annotations.identity[:, 0] - annotations.identity[:, 1]).abs().max() > 1e-4  # the views do differ
+    everyone, straight = np.arange(24), annotations.identity[np.arange(24), 0]
+    assert (straight - annotations.identity[everyone, 1]).abs().max() > 1e-4  # the views do differ
+    pieces = list(annotations.identity.blocks())
+    assert [start for start, _ in pieces] == [0, 5, 10, 12, 17, 22]  # one piece a shard: nothing asks for all at once
+    assert torch.equal(torch.cat([rows for _, rows in pieces])[:, 0], straight)
 
 
 def test_card_and_file_name_the_networks(home: Path, faces: Faces) -> None:
@@ -130,19 +132,22 @@ def test_annotations_of_other_faces_are_refused(home: Path, faces: Faces, tmp_pa
         Annotations(folders(home, "annotations", "two", "one"), faces, None)
     with pytest.raises(AnnotationError, match="list 12 faces, the manifests 24"):
         Annotations(folders(home, "annotations", "one"), faces, None)
-    with pytest.raises(AnnotationError, match=r"annotations\.parquet is missing: run `dvc repro annotate@three`"):
+    with pytest.raises(AnnotationError, match=r"annotations\.arrow is missing: run `dvc repro annotate@three`"):
         Annotations([tmp_path / "three"], faces, None)
-    (tmp_path / ANNOTATIONS).write_bytes(b"no table")
-    with pytest.raises(AnnotationError, match="is damaged"):
-        Annotations([tmp_path], faces, None)
+    (one,) = folders(home, "annotations", "one")
+    for damage in (b"no table", b"", (one / ANNOTATIONS).read_bytes()[:-100]):
+        (tmp_path / ANNOTATIONS).write_bytes(damage)
+        with pytest.raises(AnnotationError, match="is damaged"):
+            Annotations([tmp_path], faces, None)
 
 
 def test_sets_annotated_by_different_networks_are_refused(home: Path, faces: Faces, tmp_path: Path) -> None:
     one, two = folders(home, "annotations", "one", "two")
-    table = pq.read_table(two / ANNOTATIONS)
+    table = read(two / ANNOTATIONS)
     networks = json.loads(table.schema.metadata[b"networks"])
     networks["pose"]["sha256"] = "0" * 64
-    pq.write_table(table.replace_schema_metadata({"networks": json.dumps(networks)}), tmp_path / ANNOTATIONS)
+    table = table.replace_schema_metadata({"networks": json.dumps(networks)})
+    write(tmp_path / ANNOTATIONS, [table], table.schema)
     with pytest.raises(AnnotationError, match="made by different networks"):
         Annotations([one, tmp_path], faces, None)
 
@@ -151,8 +156,9 @@ def test_a_resumed_run_keeps_finished_parts_and_gives_the_same_bytes(home: Path,
     (shards,), (first,) = folders(home, "shards", "one"), folders(home, "annotations", "one")
     run, out = tmp_path / "run", tmp_path / "out"
     run.mkdir()
-    marked = pq.read_table(first / ANNOTATIONS).slice(0, 5).to_pylist()
-    write_rows(run / "00000.parquet", marked, pq.read_schema(first / ANNOTATIONS))
+    finished = read(first / ANNOTATIONS).slice(0, 5)
+    write(run / "00000.arrow", [finished], finished.schema)
+    (run / ".00001.arrow.partial").write_bytes(b"killed while writing")
     summary = annotate(shards, home / "models" / "perception", run, out)
     assert summary.faces == 12 and not run.exists()
     assert (out / ANNOTATIONS).read_bytes() == (first / ANNOTATIONS).read_bytes()

@@ -3,16 +3,18 @@
 import json
 import shutil
 import signal
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from codeswap.data.faces import Faces
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.models.codeswap import load_codeswap
 from codeswap.train.engine import Engine, EngineConfig
-from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces, person_means, pixel_weights
+from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces, pixel_weights
 from codeswap.train.objective import Calibration, Judges, Pictures, SwapWeights, load_judges, picture_terms
 from codeswap.train.state import TrainState
 from codeswap.train.swap import SwapParams, SwapTraining, train_swap
@@ -178,15 +180,32 @@ def test_the_identity_wanted_may_be_the_persons(trained):
     of_person = PairFeed(source, pairing, parsing=False, person=True)(places)
     assert torch.equal(of_picture.wanted_a, of_picture.identity_a) and len(set(drawn.flip_a.tolist())) == 2
     for row, (face, flip) in enumerate(zip(drawn.a, drawn.flip_a.astype(int), strict=True)):
-        mean = own[np.flatnonzero(person == person[face]), flip].mean(dim=0)
+        mean = own[np.flatnonzero(person == person[face]), np.asarray(flip)].mean(dim=0)
         torch.testing.assert_close(of_person.wanted_a[row], mean)
     assert torch.equal(of_person.identity_b, of_picture.identity_b)
 
 
-def test_a_picture_of_nobody_known_keeps_its_own_identity():
-    embeddings = torch.arange(12.0).view(3, 2, 2)
-    means = person_means(embeddings, np.array([1, -1, 1]))
-    assert torch.equal(means[1], embeddings[[0, 2]].mean(dim=0)) and torch.equal(means[0], torch.zeros(2, 2))
+def test_a_picture_of_nobody_known_keeps_its_own_identity(trained):
+    source = open_training_faces(trained, "identity_train")
+    nobody = source._replace(
+        faces=Unknown(np.where(source.faces.identity == 1, -1, source.faces.identity), source.faces)
+    )
+    order = order_faces(source.faces.shards, OrderConfig(), 0)
+    feed = PairFeed(nobody, Pairing(order, nobody.faces.identity, PairConfig(), 0), parsing=False, person=True)
+    batch, drawn = feed(np.arange(64)), Pairing(order, nobody.faces.identity, PairConfig(), 0).at(np.arange(64))
+    alone = torch.from_numpy(nobody.faces.identity[drawn.a] < 0)
+    assert alone.any() and torch.equal(batch.wanted_a[alone], batch.identity_a[alone])
+    assert not torch.equal(batch.wanted_a[~alone], batch.identity_a[~alone])
+
+
+class Unknown(NamedTuple):
+    """Faces with other persons."""
+
+    identity: np.ndarray
+    faces: Faces
+
+    def images(self, indices: np.ndarray, flips: np.ndarray) -> torch.Tensor:
+        return self.faces.images(indices, flips)
 
 
 def test_calibration_band():

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codeswap.data.annotations import ANNOTATIONS, ROLES, VECTORS, Network, column, encode_labels, schema
-from codeswap.data.manifest import CARD, MANIFEST, SCHEMA, write_card, write_rows, write_table
+from codeswap.data.annotations import ANNOTATIONS, ROLES, VECTORS, Network, column, encode_labels, schema, write
+from codeswap.data.manifest import CARD, MANIFEST, SCHEMA, write_card, write_rows
 from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
 from codeswap.data.synthetic import attributes, identities, render
 from codeswap.perception.networks import NetworkConfig, build
@@ -122,7 +122,8 @@ def make_world(root: Path) -> Path:
             columns[f"{name}_mirrored"] = column(network(shown.flip(-1)).numpy())
     columns["parsing"] = pa.array([encode_labels(one) for one in labels.numpy()], pa.binary())
     widths = {name: columns[name].type.list_size for name in VECTORS}
-    write_table(notes / ANNOTATIONS, pa.table(columns).cast(schema(widths, networks)))
+    fields = schema(widths, networks)
+    write(notes / ANNOTATIONS, [pa.table(columns).cast(fields)], fields)
     write_card(notes / CARD, {"kind": "annotations"})
     return root
 

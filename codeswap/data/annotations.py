@@ -1,14 +1,18 @@
-"""What frozen networks say of each face, as it is and mirrored: made once, looked up by index afterwards."""
+"""What frozen networks say of each face, as it is and mirrored: made once, looked up by index afterwards.
+
+An Arrow file and not Parquet, because training looks faces up one by one: the file is mapped, so nothing is read that
+is not asked for, and all processes of a machine share the pages.
+"""
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image as PILImage
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from codeswap.data.faces import Faces
 
-ANNOTATIONS = "annotations.parquet"
+ANNOTATIONS = "annotations.arrow"
 VECTORS = ("identity", "expression", "pose")  # each with a second column `<name>_mirrored`
 ROLES = {"identity": "identity_train", "expression": "expression_train", "pose": "pose", "parsing": "parsing"}
 
@@ -60,8 +64,45 @@ def decode_labels(data: bytes) -> np.ndarray:
         return np.array(image)
 
 
+def write(path: Path, tables: Iterable[pa.Table], columns: pa.Schema) -> None:
+    """Writes tables, one after another and one batch each, whole or not at all. The same rows give the same bytes."""
+    partial = path.with_name(f".{path.name}.partial")
+    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, columns) as writer:
+        for table in tables:
+            writer.write_table(table.combine_chunks())
+    os.replace(partial, path)
+
+
+def read(path: Path) -> pa.Table:
+    """The table of an annotations file, mapped. Raises FileNotFoundError, or pa.ArrowInvalid for a damaged one."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+class Vectors:
+    """One annotation of all faces in both views, (n, 2, width) float32, in a mapped file: looked up, never loaded."""
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        columns = [table[column].chunks for column in (name, f"{name}_mirrored")]
+        flat = [[chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks] for chunks in columns]
+        self._blocks = list(zip(*flat, strict=True))
+        self._start = np.cumsum([0, *(len(block) for block, _ in self._blocks)])
+        self.shape = (int(self._start[-1]), 2, columns[0][0].type.list_size if columns[0] else 0)
+
+    def __getitem__(self, place: tuple[np.ndarray, np.ndarray]) -> Float[Tensor, "b width"]:
+        """Rows of the faces at (index, view), view 0 as it is and 1 mirrored; a copy."""
+        index, view = np.broadcast_arrays(*place)
+        block = np.searchsorted(self._start, index, side="right") - 1
+        rows = [self._blocks[b][v][i] for b, v, i in zip(block, view, index - self._start[block], strict=True)]
+        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, self.shape[2])
+
+    def blocks(self) -> Iterator[tuple[int, Float[Tensor, "k 2 width"]]]:
+        """(first index, rows) of all faces, piece by piece, to go through them once."""
+        for start, views in zip(self._start, self._blocks, strict=False):
+            yield int(start), torch.from_numpy(np.stack(views, axis=1))
+
+
 class Annotations:
-    """The annotations of `faces`, held in memory, by the same index.
+    """The annotations of `faces`, by the same index.
 
     Attributes: `identity` (n, 2, e), `expression` (n, 2, x) and `pose` (n, 2, 3) in degrees (yaw, pitch, roll),
     float32; view 0 is the face as it is, view 1 mirrored. `networks` by role.
@@ -73,7 +114,7 @@ class Annotations:
         tables = []
         self.networks: dict[str, Network] = {}
         for folder in folders:
-            table = _read(folder)
+            table = _open(folder)
             made_by = {role: Network(**facts) for role, facts in json.loads(table.schema.metadata[b"networks"]).items()}
             for role, sha256 in (networks or {}).items():
                 _check_network(folder, role, made_by.get(role), sha256)
@@ -90,9 +131,7 @@ class Annotations:
                 f"the annotations in {[str(path) for path in folders]} list {len(table)} faces, the manifests "
                 f"{len(faces)}, or in another order: {_remedy(folders[0])}"
             )
-        self.identity: Float[Tensor, "n 2 e"] = _views(table, "identity")
-        self.expression: Float[Tensor, "n 2 x"] = _views(table, "expression")
-        self.pose: Float[Tensor, "n 2 3"] = _views(table, "pose")
+        self.identity, self.expression, self.pose = (Vectors(table, name) for name in VECTORS)
         self._parsing = table["parsing"]
 
     def __len__(self) -> int:
@@ -108,10 +147,10 @@ class Annotations:
         return torch.from_numpy(np.stack(mirrored))
 
 
-def _read(folder: Path) -> pa.Table:
+def _open(folder: Path) -> pa.Table:
     path = folder / ANNOTATIONS
     try:
-        return pq.read_table(path)
+        return read(path)
     except FileNotFoundError:
         raise AnnotationError(f"{path} is missing: {_remedy(folder)}") from None
     except pa.ArrowInvalid as error:
@@ -129,9 +168,3 @@ def _check_network(folder: Path, role: str, found: Network | None, sha256: str) 
 
 def _remedy(folder: Path) -> str:
     return f"run `dvc repro annotate@{folder.name}`"
-
-
-def _views(table: pa.Table, name: str) -> Tensor:
-    views = [table[column].combine_chunks() for column in (name, f"{name}_mirrored")]
-    arrays = [view.flatten().to_numpy().reshape(len(view), -1) for view in views]
-    return torch.from_numpy(np.stack(arrays, axis=1))

@@ -57,7 +57,7 @@ class Faces:
 
     Opening reads the manifests and compares the shards' sizes with the cards; it raises one ValueError that lists
     every missing or truncated shard. Shards that are not here are fetched when they are first read, where the
-    environment names an object store (`data/remote.py`). `read`, `facts` and `images` may be called from several threads.
+    environment names an object store (`data/remote.py`). `read`, `facts` and `images` may be called from threads.
 
     Attributes: `identity` int64 code of each face's person, -1 where unknown (the same name in two data sets is two
     persons); `shards` faces per shard of each data set, for the order; `licences` of each data set; `size` in pixels.

@@ -1,6 +1,7 @@
 """Shards in an object store: each is fetched whole, once a machine, into a bounded folder that all processes share.
 
-Where the shards lie is the environment's business, like DVC's remote and MLflow's store. Manifests and cards stay local.
+Where the shards lie is the environment's business, like DVC's remote and MLflow's store. Manifests and
+cards stay local.
 """
 
 import hashlib
@@ -12,7 +13,9 @@ from pathlib import Path
 import fsspec
 from filelock import FileLock
 
-URL = "CODESWAP_SHARDS"  # below it: <split>/<data set>/<shard>; any address fsspec knows: s3://..., gs://..., file://...
+URL = (
+    "CODESWAP_SHARDS"  # below it: <split>/<data set>/<shard>; any address fsspec knows: s3://..., gs://..., file://...
+)
 FOLDER = "CODESWAP_SHARD_CACHE"  # default runs/shards; put it on a disk of the machine
 GIGABYTES = "CODESWAP_SHARD_CACHE_GB"
 _DEFAULT_GIGABYTES = 50.0

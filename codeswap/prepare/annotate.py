@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from codeswap.data.annotations import ANNOTATIONS, ROLES, VECTORS, Network, column, encode_labels, schema
+from codeswap.data.annotations import ANNOTATIONS, ROLES, VECTORS, Network, column, encode_labels, read, schema, write
 from codeswap.data.faces import Faces, to_float
-from codeswap.data.manifest import CARD, write_card, write_table
+from codeswap.data.manifest import CARD, write_card
 from codeswap.perception.roles import card, load
 from codeswap.prepare.blocks import cluster, publish, run_blocks
 
@@ -54,7 +53,8 @@ def annotate(shards: Path, perception: Path, run: Path, out: Path) -> Summary:
             speed = sum(report["faces"] for report in reports) / (time.perf_counter() - working)
     table = run / "table"
     table.mkdir(exist_ok=True)
-    _join([_part(run, number) for number in range(len(sizes))], table / ANNOTATIONS)
+    parts = [_part(run, number) for number in range(len(sizes))]
+    write(table / ANNOTATIONS, map(read, parts), read(parts[0]).schema)  # mapped: never all in memory
     facts = {role: network._asdict() for role, network in networks.items()}
     write_card(
         table / CARD,
@@ -74,14 +74,7 @@ def _networks(perception: Path) -> dict[str, Network]:
 
 
 def _part(run: Path, number: int) -> Path:
-    return run / f"{number:05d}.parquet"
-
-
-def _join(parts: list[Path], path: Path) -> None:
-    """Copies the parts into one file, one after another: a table of millions of faces is never held in memory."""
-    with pq.ParquetWriter(path, pq.read_schema(parts[0]), compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part))
+    return run / f"{number:05d}.arrow"
 
 
 class _Annotator:
@@ -101,8 +94,8 @@ class _Annotator:
         batch = max(1, _PIXELS[self.device.type] // self.faces.size**2)
         parts = [self._rows(np.arange(first, min(first + batch, stop))) for first in range(start, stop, batch)]
         widths = {name: parts[0].schema.field(name).type.list_size for name in VECTORS}
-        table = pa.concat_tables(parts).combine_chunks()
-        write_table(_part(self.run, number), table.cast(schema(widths, self.expected)))
+        columns = schema(widths, self.expected)
+        write(_part(self.run, number), [pa.concat_tables(parts).cast(columns)], columns)
         return {"faces": stop - start}
 
     def _rows(self, indices: np.ndarray) -> pa.Table:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeswap.data.annotations import Annotations
+from codeswap.data.annotations import Annotations, Vectors
 from codeswap.data.faces import Faces, training_folders
 from codeswap.data.order import Ordering, key_of, uniform
 from codeswap.data.pairs import Pairing
@@ -136,16 +136,18 @@ class PairFeed:
         return torch.where(torch.from_numpy(person >= 0)[:, None], self._persons[np.maximum(person, 0), flip], own)
 
 
-def person_means(embeddings: Tensor, person: np.ndarray) -> Tensor:
-    """Mean of the embeddings (n, 2, e) of each person's pictures, view by view: (persons, 2, e).
+def person_means(embeddings: Vectors, person: np.ndarray) -> Tensor:
+    """Mean of the embeddings of each person's pictures, view by view: (persons, 2, e).
 
     `person` codes each picture's person, -1 where unknown.
     """
-    known = np.flatnonzero(person >= 0)
-    code = torch.from_numpy(person[known])
-    sums = embeddings.new_zeros(int(person.max(initial=0)) + 1, *embeddings.shape[1:])
-    counts = torch.bincount(code, minlength=len(sums)).clamp(min=1)
-    return sums.index_add_(0, code, embeddings[known]) / counts[:, None, None]
+    persons = int(person.max(initial=0)) + 1
+    sums, counts = torch.zeros(persons, *embeddings.shape[1:]), torch.zeros(persons)
+    for start, rows in embeddings.blocks():
+        known = torch.from_numpy(person[start : start + len(rows)])
+        sums.index_add_(0, known[known >= 0], rows[known >= 0])
+        counts += torch.bincount(known[known >= 0], minlength=persons)
+    return sums / counts.clamp(min=1)[:, None, None]
 
 
 def _among(parsing: Tensor, classes: tuple[int, ...]) -> Tensor:
