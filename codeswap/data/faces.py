@@ -82,7 +82,7 @@ class Faces:
                     self._remote[folder / name] = url, size
                 elif problem := _check(folder / name, size):
                     problems.append(problem)
-            names = table["shard"].combine_chunks().dictionary_encode()
+            names = table["shard"].dictionary_encode().combine_chunks()
             name = card["dataset"]
             if name in self.shards:
                 raise ValueError(f"two of the folders {[str(path) for path in folders]} hold the data set {name!r}")
@@ -90,7 +90,7 @@ class Faces:
             self.shards[name] = np.bincount(names.indices, minlength=len(names.dictionary)).tolist()
             shards.append(names.indices.to_numpy() + len(self._paths))
             self._paths += [folder / name for name in names.dictionary.to_pylist()]
-            persons = table["identity"].combine_chunks().dictionary_encode()
+            persons = table["identity"].dictionary_encode().combine_chunks()
             identities.append(np.where(persons.is_null(), -1, persons.indices.fill_null(0).to_numpy() + people))
             people += len(persons.dictionary)
             tables.append(table)

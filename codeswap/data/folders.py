@@ -61,16 +61,15 @@ class Folder(Source):
     def missing(self) -> list[str]:
         if not self.root.is_dir():
             return [f"{self.root}: a folder of pictures"]
-        files = pictures_below(self.root)
-        if not files:
+        if next(pictures_below(self.root), None) is None:
             return [f"{self.root}: at least one picture below it ({', '.join(PICTURES)})"]
         tables = [self.landmarks, self.holdout.csv if self.holdout else None]
         problems = [
             f"{self.root / table}: a csv table" for table in tables if table and not (self.root / table).is_file()
         ]
-        return problems or self._rule_problems(files)
+        return problems or self._rule_problems()
 
-    def _rule_problems(self, files: Sequence[str]) -> list[str]:
+    def _rule_problems(self) -> list[str]:
         """What is wrong inside the tables and with the holdout rule, once all files are there."""
         try:
             listed = self._listed()
@@ -79,14 +78,21 @@ class Folder(Source):
             return [str(error)]
         if self.holdout is None:
             return []
-        names = {name for file in files if (name := self._name(file)) is not None}
-        if not names:
+        strangers, last, count, chosen = set(listed), None, 0, 0
+        for file in pictures_below(self.root):
+            name = self._name(file)
+            if name is None or name == last:  # a person's pictures come one after another
+                continue
+            last, count = name, count + 1
+            strangers.discard(name)
+            chosen += self.holdout.selects(name, listed)
+        if count == 0:
             return [f"{self.root}: one sub-folder for each person, because the holdout goes by identity"]
-        if strangers := sorted(listed - names):
-            return [f"{self.root / self.holdout.csv}: names that exist in the folder, found {strangers[:5]}"]
-        chosen = sum(self.holdout.selects(name, listed) for name in names)
-        if chosen in (0, len(names)):
-            return [f"{self.root}: a holdout that divides it; this one selects {chosen} of {len(names)} names"]
+        if strangers:
+            table = self.root / self.holdout.csv
+            return [f"{table}: names that exist in the folder, found {sorted(strangers)[:5]}"]
+        if chosen in (0, count):
+            return [f"{self.root}: a holdout that divides it; this one selects {chosen} of {count} names"]
         return []
 
     def _person(self, file: str) -> str | None:

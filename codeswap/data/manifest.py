@@ -57,6 +57,15 @@ def write_table(path: Path, table: pa.Table) -> None:
     os.replace(partial, path)
 
 
+def write_tables(path: Path, parts: Iterable[Path], schema: pa.Schema) -> None:
+    """Joins Parquet files into one, whole or not at all, a row group each: never more than one of them in memory."""
+    partial = path.with_name(f".{path.name}.partial")
+    with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=schema))
+    os.replace(partial, path)
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]], schema: pa.Schema) -> None:
     """Writes rows of Python values under `schema`."""
     write_table(path, pa.Table.from_pylist(list(rows), schema=schema))

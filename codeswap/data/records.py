@@ -80,11 +80,6 @@ class Source(Config, ABC):
         """
 
 
-def draw(records: Sequence[Record], seed: int) -> list[Record]:
-    """The records in an order that depends only on the seed and each key, so that other records do not disturb it."""
-    return sorted(records, key=lambda record: hashlib.sha256(f"{seed}/{record.key}".encode()).digest())
-
-
 def key_for(dataset: str, source: str) -> str:
     """A stable, printable, tar-safe name for `source` (relative path) of `dataset`.
 
@@ -115,9 +110,9 @@ def read_picture(path: Path) -> Raw:
     return Raw(pixels, hashlib.sha256(data).hexdigest())
 
 
-def pictures_below(root: Path) -> list[str]:
-    """Relative paths of the pictures in a tree, sorted. Hidden files and files of other kinds are no inputs."""
-    found, seen = [], set()
+def pictures_below(root: Path) -> Iterator[str]:
+    """Relative paths of the pictures in a tree, folder by folder. Hidden files and other kinds are no inputs."""
+    seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link back up the tree
@@ -126,10 +121,9 @@ def pictures_below(root: Path) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         place = Path(folder).relative_to(root)
-        found += [
-            (place / name).as_posix() for name in files if name.lower().endswith(PICTURES) and not name.startswith(".")
-        ]
-    return sorted(found)
+        for name in sorted(files):
+            if name.lower().endswith(PICTURES) and not name.startswith("."):
+                yield (place / name).as_posix()
 
 
 def read_pictures(root: Path, records: Sequence[Record]) -> Iterator[Iterator[Raw]]:

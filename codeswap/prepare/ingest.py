@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codeswap.data.align import align, apply, crop_transform, quad_of, resized
@@ -20,9 +20,11 @@ from codeswap.data.manifest import (
     QUARANTINE,
     QUARANTINE_SCHEMA,
     SCHEMA,
+    read_manifest,
+    read_quarantine,
     write_card,
     write_rows,
-    write_table,
+    write_tables,
 )
 from codeswap.data.records import Raw, Record, Source, UnusableError
 from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
@@ -64,25 +66,10 @@ def plan(name: str, source: Source, path: Path) -> int:
     The same inputs give the same bytes, so the file names the work: part of the run's fingerprint. Returns the number
     of shards. Raises MissingDataError when something is not in its place.
     """
-    records = listed(name, source)
-    columns = dict(zip(Record._fields, zip(*records, strict=True), strict=True))
+    table = listed(name, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns, schema=_PLAN), path, row_group_size=source.shard_size)
-    return -(-len(records) // source.shard_size)
-
-
-_PLAN = pa.schema(
-    [
-        ("key", pa.string()),
-        ("source", pa.string()),
-        ("identity", pa.string()),
-        ("video", pa.string()),
-        ("frame", pa.int32()),
-        ("licence", pa.string()),
-        ("points", pa.list_(pa.float64())),
-        ("wanted", pa.int32()),
-    ]
-)
+    pq.write_table(table, path, row_group_size=source.shard_size)
+    return -(-len(table) // source.shard_size)
 
 
 def ingest(
@@ -110,26 +97,27 @@ def ingest(
             working = time.perf_counter()
             reports = run_blocks(_ShardMaker, arguments, open_blocks, name, holds=False)
             made = sum(report["faces"] for report in reports) / (time.perf_counter() - working)
-    rejected = pa.concat_tables([pq.read_table(_part(parts, number, QUARANTINE)) for number in range(blocks)])
-    manifest = pa.concat_tables([pq.read_table(_part(parts, number, MANIFEST)) for number in range(blocks)])
-    reasons = dict(sorted(Counter(rejected["reason"].to_pylist()).items()))
+    write_tables(shards / QUARANTINE, [_part(parts, number, QUARANTINE) for number in range(blocks)], QUARANTINE_SCHEMA)
+    write_tables(shards / MANIFEST, [_part(parts, number, MANIFEST) for number in range(blocks)], SCHEMA)
+    manifest = read_manifest(shards, ["identity", "licence", "shard"])
+    rejected = read_quarantine(shards)
+    reasons = _counts(rejected["reason"])
     if len(manifest) == 0:
         first = rejected.slice(0, 1).to_pylist()[0]
         raise ValueError(f"data set {name!r}: none of {len(rejected)} inputs gave a face: {reasons}, first {first}")
-    sizes = {file: (shards / file).stat().st_size for file in sorted(set(manifest["shard"].to_pylist()))}
-    write_table(shards / MANIFEST, manifest)
-    write_table(shards / QUARANTINE, rejected)
+    sizes = {file: (shards / file).stat().st_size for file in sorted(manifest["shard"].unique().to_pylist())}
+    inputs = len(manifest) + len(rejected)
     write_card(
         shards / CARD,
         {
             "kind": "shards",
             "dataset": name,
             "split": source.split,
-            "inputs": len(manifest) + len(rejected),
+            "inputs": inputs,
             "faces": len(manifest),
-            "identities": len(set(manifest["identity"].to_pylist()) - {None}),
+            "identities": pc.count_distinct(manifest["identity"], mode="only_valid").as_py(),
             "quarantined": reasons,
-            "licences": dict(sorted(Counter(manifest["licence"].to_pylist()).items())),
+            "licences": _counts(manifest["licence"]),
             "image": image.model_dump(mode="json"),
             "source": source.model_dump(mode="json"),
             "shards": sizes,
@@ -137,8 +125,12 @@ def ingest(
     )
     publish(shards, out)
     shutil.rmtree(run)
-    inputs, seconds = len(manifest) + len(rejected), time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
     return Summary(inputs, len(manifest), reasons, len(sizes), sum(sizes.values()), seconds, made)
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in sorted(pc.value_counts(column).to_pylist(), key=str)}
 
 
 def _part(parts: Path, number: int, kind: str) -> Path:
