@@ -18,6 +18,7 @@ from codeswap.types import Config
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _LONGEST_KEY = 80  # a tar header has room for 100 characters with the suffix
+_LARGEST_FILE = 2**29  # bytes of one picture; PIL itself refuses more than 179 million pixels
 
 
 class Record(NamedTuple):
@@ -97,6 +98,10 @@ def key_for(dataset: str, source: str) -> str:
 def read_picture(path: Path) -> Raw:
     """Decodes a photograph upright, in RGB. Raises UnusableError when it cannot be read."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise UnusableError("unreadable", "no regular file")
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise UnusableError("unreadable", f"{size:,} bytes, more than {_LARGEST_FILE:,}")
         data = path.read_bytes()
         with PILImage.open(io.BytesIO(data)) as image:
             if image.mode.startswith(("I", "F")):
@@ -111,7 +116,10 @@ def read_picture(path: Path) -> Raw:
 
 
 def pictures_below(root: Path) -> Iterator[str]:
-    """Relative paths of the pictures in a tree, folder by folder. Hidden files and other kinds are no inputs."""
+    """Relative paths of the pictures in a tree, folder by folder. Hidden files and other kinds are no inputs.
+
+    Raises ValueError for a name that no table can hold.
+    """
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -123,7 +131,10 @@ def pictures_below(root: Path) -> Iterator[str]:
         place = Path(folder).relative_to(root)
         for name in sorted(files):
             if name.lower().endswith(PICTURES) and not name.startswith("."):
-                yield (place / name).as_posix()
+                path = (place / name).as_posix()
+                if not path.isascii() and path != path.encode(errors="replace").decode():
+                    raise ValueError(f"{root}: the name of {path!r} is not UTF-8: rename it")
+                yield path
 
 
 def read_pictures(root: Path, records: Sequence[Record]) -> Iterator[Iterator[Raw]]:

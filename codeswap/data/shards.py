@@ -20,6 +20,7 @@ from pydantic import Field
 
 from codeswap.types import Config
 
+_LARGEST_FACTS = 2**20  # bytes of a face's json; a damaged header may claim any size
 HEADER = tarfile.BLOCKSIZE  # every member of a plain tar is one 512-byte header and its data, padded to 512
 
 
@@ -82,14 +83,18 @@ def write_shard(path: Path, samples: Iterable[Sample], config: ImageConfig) -> l
     """
     partial = path.with_name(f".{path.name}.partial")
     places = []
-    with partial.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in samples:
-                places.append(Place(tar.offset + HEADER, len(sample.image)))
-                _add(tar, f"{sample.key}.{config.format}", sample.image)
-                _add(tar, f"{sample.key}.json", json.dumps(sample.facts, sort_keys=True).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for sample in samples:
+                    places.append(Place(tar.offset + HEADER, len(sample.image)))
+                    _add(tar, f"{sample.key}.{config.format}", sample.image)
+                    _add(tar, f"{sample.key}.json", json.dumps(sample.facts, sort_keys=True).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk: give the room back, and say where (the system does not)
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.replace(partial, path)
     return places
 
@@ -122,6 +127,8 @@ def read_facts(shard: int, key: str, place: Place) -> dict[str, object]:
         raise DamagedShardError(f"at byte {start} it should hold {key}.json")
     try:
         size = tarfile.TarInfo.frombuf(header, "ascii", "strict").size
+        if size > _LARGEST_FACTS:
+            raise ValueError(f"its header claims {size:,} bytes")
         return json.loads(os.pread(shard, size, start + HEADER))
     except (tarfile.HeaderError, ValueError) as error:
         raise DamagedShardError(f"{key}.json cannot be read ({error})") from None
