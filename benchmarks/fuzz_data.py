@@ -203,7 +203,7 @@ def check_shards(folder: Path, count: int, draw: Draw) -> Counter[str]:
 def _read(descriptor: int, row: dict[str, object], right: np.ndarray) -> str:
     from codeswap.data.shards import Place, decode, read_image
 
-    place = Place(row["offset"], row["size"])
+    place = Place(row["offset"], row["size"], row["crc32"])
     try:
         pixels = decode(read_image(descriptor, row["key"], place))
         assert (pixels == right).all(), f"face {row['key']} was read with wrong pixels"

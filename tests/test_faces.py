@@ -42,7 +42,7 @@ def write(tmp_path: Path) -> Write:
                     "key": sample.key, "dataset": name, "identity": identity, "video": None, "frame": None,
                     "split": "train", "source": "x", "sha256": "", "source_width": SIZE, "source_height": SIZE,
                     "quad": None, "landmarks": None, "licence": licence, "shard": file,
-                    "offset": place.offset, "size": place.size,
+                    **place._asdict(),
                 })  # fmt: skip
                 number += 1
         write_rows(folder / MANIFEST, rows, SCHEMA)

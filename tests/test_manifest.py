@@ -22,7 +22,7 @@ from codeswap.data.manifest import (
 ROW = {
     "key": "set-a", "dataset": "set", "identity": None, "video": None, "frame": None, "split": "train",
     "source": "a.png", "sha256": "00", "source_width": 10, "source_height": 10, "quad": None,
-    "landmarks": [1.5] * 10, "licence": "CC0", "shard": "00000.tar", "offset": 512, "size": 100,
+    "landmarks": [1.5] * 10, "licence": "CC0", "shard": "00000.tar", "offset": 512, "size": 100, "crc32": 7,
 }  # fmt: skip
 
 

@@ -98,6 +98,10 @@ def test_damage_is_noticed(shard: tuple[Path, list[Place]]) -> None:
         read_image(file, "set-001", places[0])
     with pytest.raises(DamagedShardError, match=r"should hold set-001\.json"):
         read_facts(file, "set-001", places[0])
+    changed = os.pread(file, 1, places[1].offset + 200)[0] ^ 1
+    os.pwrite(file, bytes([changed]), places[1].offset + 200)
+    with pytest.raises(DamagedShardError, match="bytes of face 'set-001' have changed"):
+        read_image(file, "set-001", places[1])
     os.truncate(path, places[3].offset + 10)
     with pytest.raises(DamagedShardError, match="ends inside face 'set-003'"):
         read_image(file, "set-003", places[3])

@@ -104,7 +104,7 @@ def make_world(root: Path) -> Path:
             rows.append({
                 "key": sample.key, "dataset": "tiny", "identity": str(i // EACH), "split": "train", "source": str(i),
                 "sha256": "0" * 64, "source_width": SIZE, "source_height": SIZE, "licence": "CC0", "shard": name,
-                "offset": place.offset, "size": place.size,
+                **place._asdict(),
             })  # fmt: skip
         sizes[name] = (folder / name).stat().st_size
     write_rows(folder / MANIFEST, rows, SCHEMA)

@@ -18,7 +18,7 @@ from codeswap.data.remote import URL, ShardCache, remote_url
 from codeswap.data.shards import DamagedShardError, Place, decode, read_facts, read_image
 
 _OPEN_SHARDS = 64  # open files of one thread; a window of the order touches only a few shards
-_COLUMNS = ["key", "dataset", "identity", "licence", "shard", "offset", "size"]
+_COLUMNS = ["key", "dataset", "identity", "licence", "shard", "offset", "size", "crc32"]
 
 
 def training_folders(root: Path) -> list[Path]:
@@ -103,7 +103,7 @@ class Faces:
         self.key_column: pa.ChunkedArray = table["key"]
         self.identity: np.ndarray = np.concatenate(identities).astype(np.int64)
         self._shard: np.ndarray = np.concatenate(shards)
-        self._offset, self._bytes = table["offset"].to_numpy(), table["size"].to_numpy()
+        self._offset, self._bytes, self._crc32 = (table[name].to_numpy() for name in ("offset", "size", "crc32"))
         if len(self) == 0:
             raise ValueError(f"the manifests of {[str(path) for path in folders]} list no face")
 
@@ -154,7 +154,7 @@ class Faces:
     def _place(self, index: int) -> tuple[str, Place, Path]:
         if not 0 <= index < len(self):
             raise IndexError(f"face {index} of {len(self)}")
-        place = Place(int(self._offset[index]), int(self._bytes[index]))
+        place = Place(int(self._offset[index]), int(self._bytes[index]), int(self._crc32[index]))
         return self.key_column[index].as_py(), place, self._paths[self._shard[index]]
 
     def _descriptor(self, index: int) -> int:

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("shard", pa.string(), nullable=False),  # the tar's file name
         pa.field("offset", pa.int64(), nullable=False),  # of the image's first byte in the tar
         pa.field("size", pa.int64(), nullable=False),  # of the encoded image in bytes
+        pa.field("crc32", pa.uint32(), nullable=False),  # of the encoded image
     ]
 )
 QUARANTINE_SCHEMA = pa.schema(
@@ -40,7 +41,8 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-FACTS = tuple(name for name in SCHEMA.names if name not in ("shard", "offset", "size"))  # what a face's json repeats
+# What a face's json repeats.
+FACTS = tuple(name for name in SCHEMA.names if name not in ("shard", "offset", "size", "crc32"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -171,10 +171,7 @@ class _ShardMaker:
         made = list(self._faces(records, rejected))
         file = f"{number:05d}.tar"
         places = write_shard(self.run / "shards" / file, [sample for sample, _ in made], self.image) if made else []
-        rows = [
-            facts | {"shard": file, "offset": place.offset, "size": place.size}
-            for (_, facts), place in zip(made, places, strict=True)
-        ]
+        rows = [facts | {"shard": file} | place._asdict() for (_, facts), place in zip(made, places, strict=True)]
         parts = self.run / "parts"
         write_rows(_part(parts, number, QUARANTINE), rejected, QUARANTINE_SCHEMA)
         write_rows(_part(parts, number, MANIFEST), rows, SCHEMA)  # last: it says that the block is finished
