@@ -23,7 +23,7 @@ PARAMS = ReportParams
 
 def main() -> None:
     """Writes reports/index.html and reports/report.md from metrics/ and prints the result tables."""
-    write_report(metrics=Path("metrics"), models=Path("models"), out=OUT)
+    write_report(metrics=Path("metrics"), models=Path("models"), data=Path("data/survey"), out=OUT)
     print(show(OUT))
     evaluations = read_evaluations(Path("metrics"))
     swaps = {f"{e.variant}.{e.testset}": e.methods["swap"] for e in evaluations}

@@ -72,6 +72,21 @@ def metrics(tmp_path: Path) -> Path:
     curve = tmp_path / "models" / "swap" / "ours" / "curve.csv"
     curve.parent.mkdir(parents=True)
     curve.write_text("position,identity,cycle\n32,0.9,\n64,0.8,0.1\n96,0.7,0.05\n")
+    bars = {"edges": [0, 5, 10], "counts": [1, 2]}
+    facts = {
+        "split": "test", "faces": 3, "persons": 2, "faces_of_unknown_persons": 0, "licences": {"CC0 <b>": 3},
+        "quarantined": {"no_face": 1}, "faces_per_person": bars, "source_side": bars, "yaw": bars, "pitch": bars,
+    }  # fmt: skip
+    nothing = {"count": 0, "first": []}
+    leak = {
+        "train": "t", "test": "faces", "persons": None, "same_files": {"count": 2, "first": ["f1", "f2"]},
+        "near_pictures": nothing, "near_faces": nothing, "nearest_cosine": {"median": 0.1, "highest": 0.6},
+    }  # fmt: skip
+    survey = tmp_path / "data" / "survey"
+    survey.mkdir(parents=True)
+    found = {"sets": {"faces": facts}, "leaks": [leak], "config": {"near_bits": 4, "near_cosine": 0.5}}
+    (survey / "survey.json").write_text(json.dumps(found))
+    Image.new("RGB", (8, 8)).save(survey / "faces.png")
     return folder
 
 
@@ -134,16 +149,17 @@ def test_sentences_do_not_praise_a_copy_of_the_target_or_of_the_source() -> None
 
 def test_report_is_one_page_that_needs_nothing_else(metrics: Path, tmp_path: Path) -> None:
     out = tmp_path / "reports"
-    write_report(metrics, tmp_path / "models", out)
+    write_report(metrics, tmp_path / "models", tmp_path / "data/survey", out)
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 4  # a grid, two trade-offs, one set of curves
+    assert page.count("data:image/png;base64,") == 6  # a grid, two trade-offs, one set of curves, two of the data
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "CC0 &lt;b&gt;" in page
     for expected in ("small-pose", "cdcdcdcdcdcd", "abababababab", "121212121212", "Test set other", "w/o Q1"):
         assert expected in page
+    assert "LEAK: 2 identical files of test set faces are in training set t (first: f1, f2)" in page
     markdown = (out / "report.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
-    assert len(pictures) == 4
+    assert len(pictures) == 6
     assert all((out / path).exists() for path in pictures)
     assert "| CodeSwap | 60.0 % [57.0, 63.0 %] |" in markdown
     with (out / "scores.csv").open(newline="") as file:
@@ -155,7 +171,7 @@ def test_report_is_one_page_that_needs_nothing_else(metrics: Path, tmp_path: Pat
 def test_terminal_table_lines_up(metrics: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `dvc repro report` first"):
         show(tmp_path / "reports")
-    write_report(metrics, tmp_path / "models", tmp_path / "reports")
+    write_report(metrics, tmp_path / "models", tmp_path / "data/survey", tmp_path / "reports")
     text = show(tmp_path / "reports")
     table = text.split("\n\n")[0].splitlines()
     assert len({len(line) for line in table[1:-1]}) == 1
@@ -165,10 +181,10 @@ def test_terminal_table_lines_up(metrics: Path, tmp_path: Path) -> None:
 
 def test_report_without_metrics_or_with_a_damaged_file_says_so(metrics: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no metrics under"):
-        write_report(tmp_path / "nowhere", tmp_path / "models", tmp_path / "reports")
+        write_report(tmp_path / "nowhere", tmp_path / "models", tmp_path / "data/survey", tmp_path / "reports")
     (metrics / "ours" / "faces.json").write_text("{}")
     with pytest.raises(ValueError, match=r"faces\.json is no metrics file of this version"):
-        write_report(metrics, tmp_path / "models", tmp_path / "reports")
+        write_report(metrics, tmp_path / "models", tmp_path / "data/survey", tmp_path / "reports")
 
 
 def test_stage_writes_the_report_and_shows_it(metrics: Path, tmp_path: Path) -> None:

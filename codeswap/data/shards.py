@@ -137,7 +137,10 @@ def read_facts(shard: int, key: str, place: Place) -> dict[str, object]:
         size = tarfile.TarInfo.frombuf(header, "ascii", "strict").size
         if size > _LARGEST_FACTS:
             raise ValueError(f"its header claims {size:,} bytes")
-        return json.loads(os.pread(shard, size, start + HEADER))
+        facts = json.loads(os.pread(shard, size, start + HEADER))
+        if facts.get("key", key) != key:
+            raise ValueError(f"it is of face {facts['key']!r}")
+        return facts
     except (tarfile.HeaderError, ValueError) as error:
         raise DamagedShardError(f"{key}.json cannot be read ({error})") from None
 

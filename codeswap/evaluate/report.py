@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from codeswap.evaluate import tables
+from codeswap.evaluate.data_pages import (
+    histograms_figure,
+    leak_sentences,
+    leaks_table,
+    licences_table,
+    read_survey,
+    sets_table,
+)
 from codeswap.evaluate.figures import curves_figure, read_curve, save, trade_off_figure
 from codeswap.evaluate.findings import findings
 from codeswap.evaluate.results import Evaluation, measured, read_evaluations
@@ -51,10 +59,11 @@ class Section(NamedTuple):
     parts: list[str | list[str] | Table | Picture]
 
 
-def write_report(metrics: Path, models: Path, out: Path) -> None:
+def write_report(metrics: Path, models: Path, data: Path, out: Path) -> None:
     """Writes index.html (self-contained), report.md, figures/, scores.csv and the terminal's table below `out`.
 
-    `models` is searched for the training stages' `curve.csv`; none is fine. Raises ValueError without metrics.
+    `models` is searched for the training stages' `curve.csv`; none is fine. `data` is the survey's folder.
+    Raises ValueError without metrics or survey.
     """
     evaluations = read_evaluations(metrics)
     shutil.rmtree(out / "figures", ignore_errors=True)
@@ -62,6 +71,7 @@ def write_report(metrics: Path, models: Path, out: Path) -> None:
     sections = [_test_set(list(same), metrics, out) for _, same in groupby(evaluations, key=lambda e: e.testset)]
     if curves := _curves(models, out):
         sections.append(Section("Training", curves))
+    sections.append(_data(data, out))
     licences = sorted({f"{name}: {text}" for e in evaluations for name, text in _licences(e)})
     sections.append(
         Section(
@@ -105,6 +115,26 @@ def _test_set(evaluations: list[Evaluation], metrics: Path, out: Path) -> Sectio
     for evaluation in evaluations[1:]:
         parts += [tables.methods_table(evaluation), findings(evaluation)]
     return Section(f"Test set {first.testset}", parts)
+
+
+def _data(folder: Path, out: Path) -> Section:
+    found = read_survey(folder)
+    sets = found["sets"]
+    parts: list[str | list[str] | Table | Picture] = [
+        leak_sentences(found["leaks"]),
+        leaks_table(found["leaks"], found["config"]),
+        sets_table(sets),
+        licences_table(sets),
+    ]
+    for name, facts in sets.items():
+        histograms, sheet = out / "figures" / f"data-{name}.png", out / "figures" / f"faces-{name}.png"
+        save(histograms_figure(name, facts), histograms)
+        shutil.copyfile(folder / f"{name}.png", sheet)
+        parts += [
+            Picture(sheet, f"Faces of {name}, evenly spaced through the set.", pixels=True),
+            Picture(histograms, f"{name} in numbers; each bar begins at the number below it."),
+        ]
+    return Section("Data", parts)
 
 
 def _curves(models: Path, out: Path) -> list[str | list[str] | Table | Picture]:
