@@ -6,8 +6,12 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
+import torch
 
 from codeswap.data.loader import batches, rank_slice
+from codeswap.data.order import OrderConfig, order_faces
+from codeswap.data.pairs import PairConfig, Pairing
+from codeswap.train.feeds import PairBatch, PairFeed, open_training_faces
 
 
 def take(
@@ -83,3 +87,48 @@ def test_unequal_parts_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="cannot be negative"):
         batches(lambda positions: positions, -1, 8, 0, 1, 2, 2)
     assert rank_slice(8, 8, 1, 2).tolist() == [12, 13, 14, 15]
+
+
+@pytest.fixture(scope="module")
+def feed(trained) -> PairFeed:
+    """Pairs of the tiny world: 48 faces, same pairs and mirror images among them."""
+    source = open_training_faces(trained, "identity_train")
+    order = order_faces(source.faces.shards, OrderConfig(window=2), 3)
+    return PairFeed(source, Pairing(order, source.faces.identity, PairConfig(same=0.3), 3), parsing=True)
+
+
+def _global(feed: PairFeed, start: int, steps: int, world: int, workers: int) -> PairBatch:
+    """What all ranks together see in `steps` global batches of 12, in the order of the global batch."""
+    streams = [batches(feed, start, 12, rank, world, 2, workers) for rank in range(world)]
+    parts = [next(stream)[1] for _ in range(steps) for stream in streams]
+    for stream in streams:
+        stream.close()
+    return PairBatch(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_any_ranks_and_workers_see_the_same_pairs(feed: PairFeed, world: int, workers: int) -> None:
+    """Images, mirror flags, same pairs, embeddings and labels; 60 pairs are more than an epoch of 48."""
+    expected, found = _global(feed, 0, 5, 1, 0), _global(feed, 0, 5, world, workers)
+    assert expected.same.any() and not expected.same.all()
+    for name in ("image_a", "image_b", "parsing_a", "identity_a", "pose_b", "same"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_resuming_anywhere_on_other_ranks_equals_going_on(feed: PairFeed, stop: int) -> None:
+    whole = _global(feed, 0, 5, 2, 2)
+    resumed = _global(feed, 12 * stop, 5 - stop, 3, 1)
+    assert torch.equal(resumed.image_b, whole.image_b[12 * stop :])
+
+
+def test_every_face_once_an_epoch_to_the_last_whatever_the_batch(feed: PairFeed, trained) -> None:
+    """The remainder rule: a global batch that begins before an epoch's end goes on into the next epoch."""
+    faces = open_training_faces(trained, "identity_train").faces
+    order = order_faces(faces.shards, OrderConfig(window=2), 3)
+    stream = batches(order.at, 0, 7, 0, 1, 2, 1)
+    seen = np.concatenate([next(stream)[1] for _ in range(14)])
+    stream.close()
+    epochs = seen[:48].tolist(), seen[48:96].tolist()
+    assert all(sorted(epoch) == list(range(48)) for epoch in epochs) and epochs[0] != epochs[1]

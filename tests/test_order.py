@@ -1,7 +1,5 @@
 """The order of faces: exactly once an epoch, well mixed, and the same from whichever side one asks."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -68,16 +66,35 @@ def test_neighbours_of_a_shard_are_far_apart() -> None:
     assert np.corrcoef(order.at(np.arange(4000)), np.arange(4000))[0, 1] < 0.05
 
 
-def test_far_positions_cost_what_near_ones_do() -> None:
-    order = Order([3300] * 1000, seed=1)
-    near = _seconds(order, 0)
-    assert _seconds(order, 10**12) < 20 * near + 0.01
+class Counting(Order):
+    """Counts the epochs that were laid out."""
+
+    laid_out = 0
+
+    def _lay_out(self, number: int):
+        self.laid_out += 1
+        return super()._lay_out(number)
 
 
-def _seconds(order: Order, start: int) -> float:
-    begun = time.perf_counter()
-    order.at(np.arange(start, start + 32))
-    return time.perf_counter() - begun
+def test_a_start_far_away_lays_out_one_epoch_and_no_other() -> None:
+    order = Counting([3300] * 1000, seed=1)
+    begun = order.laid_out
+    assert order.at(np.arange(10**9, 10**9 + 32)).max() < order.total
+    assert order.laid_out - begun == 1
+    assert len(set(order.at(np.arange(10**12, 10**12 + 32)).tolist())) == 32
+    assert order.laid_out - begun == 2
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+def test_from_one_shard_to_the_whole_set_is_mixed_and_whole(window: int) -> None:
+    """Two faces that lay side by side on disk: within the window they are as far apart as chance puts them."""
+    order = Order([40] * 100, seed=1, window=window)
+    seen = order.at(np.arange(4000))
+    assert sorted(seen.tolist()) == list(range(4000))
+    place = np.empty(4000, dtype=int)
+    place[seen] = np.arange(4000)
+    same_shard = np.abs(np.diff(place.reshape(100, 40), axis=1)).mean()
+    assert same_shard == pytest.approx(40 * window / 3, rel=0.1)  # n / 3: a uniform shuffle of the window
 
 
 def test_mix_keeps_shares_and_each_set_is_seen_once_in_its_epoch() -> None:

@@ -29,6 +29,7 @@ def batches(
 ) -> Iterator[tuple[int, Batch]]:
     """Endless (position after the batch, fetched), beginning at position `start`.
 
+    Epochs leave no remainder: a batch that begins before an epoch's end goes on into the next one.
     `batch` is the global batch size. `fetch` is called with this rank's positions in up to `workers` threads, at most
     `prefetch` batches ahead; without workers, in the caller's thread. Results come in order, whatever finishes first,
     and what `fetch` raises is raised here, at its own batch. Close the iterator to stop reading ahead.
