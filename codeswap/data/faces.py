@@ -124,12 +124,21 @@ class Faces:
         """All columns of the manifests, one after another (read when first asked for)."""
         return pa.concat_tables([read_manifest(folder) for folder in self.folders])
 
-    def read(self, index: int) -> np.ndarray:
-        """Face `index` as uint8 (h, w, 3) RGB. Raises DamagedShardError naming the file."""
+    def encoded(self, index: int) -> bytes:
+        """Face `index` as it is stored. Raises DamagedShardError naming the file."""
         key, place, path = self._place(index)
         try:
-            return decode(read_image(self._descriptor(index), key, place))
+            return read_image(self._descriptor(index), key, place)
         except ValueError as error:
+            raise _damaged(path, key, error) from None
+
+    def read(self, index: int, into: np.ndarray | None = None) -> np.ndarray:
+        """Face `index` as uint8 (h, w, 3) RGB, `into` an array where that fits. Raises DamagedShardError."""
+        data = self.encoded(index)
+        try:
+            return decode(data, into)
+        except ValueError as error:
+            key, _, path = self._place(index)
             raise _damaged(path, key, error) from None
 
     def facts(self, index: int) -> dict[str, object]:
@@ -141,15 +150,21 @@ class Faces:
             raise _damaged(path, key, error) from None
 
     def images(self, indices: np.ndarray, flips: np.ndarray) -> UInt8[Tensor, "b 3 h w"]:
-        """The faces at `indices`, mirrored where `flips`; `to_float` scales them."""
-        out = np.empty((len(indices), 3, self.size, self.size), dtype=np.uint8)
-        for row, (index, flip) in enumerate(zip(indices.tolist(), flips.tolist(), strict=True)):
-            pixels = self.read(index)
+        """The faces at `indices`, mirrored where `flips`; `to_float` scales them.
+
+        Decoded into place, so the memory format is torch's channels_last.
+        """
+        out = np.empty((len(indices), self.size, self.size, 3), dtype=np.uint8)
+        for row, index, flip in zip(out, indices.tolist(), flips.tolist(), strict=True):
+            pixels = self.read(index, row)
             if pixels.shape[:2] != (self.size, self.size):
                 key, _, path = self._place(index)
                 raise _damaged(path, key, f"it is {pixels.shape[1]}x{pixels.shape[0]}, not {self.size} px square")
-            out[row] = (pixels[:, ::-1] if flip else pixels).transpose(2, 0, 1)
-        return torch.from_numpy(out)
+            if flip:
+                row[:] = pixels[:, ::-1].copy()
+            elif pixels.base is not row and pixels is not row:
+                row[:] = pixels
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def _place(self, index: int) -> tuple[str, Place, Path]:
         if not 0 <= index < len(self):

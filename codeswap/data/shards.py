@@ -70,9 +70,14 @@ def encode(pixels: np.ndarray, config: ImageConfig) -> bytes:
     return out.getvalue()
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decodes a png, jpg or webp to uint8 (h, w, 3) RGB. Raises ValueError when it cannot be decoded."""
-    if simplejpeg.is_jpeg(data):
+def decode(data: bytes, into: np.ndarray | None = None) -> np.ndarray:
+    """Decodes a png, jpg or webp to uint8 (h, w, 3) RGB, `into` a contiguous array of that shape when it fits.
+
+    Raises ValueError when it cannot be decoded.
+    """
+    if data[:2] == b"\xff\xd8":
+        if into is not None and simplejpeg.decode_jpeg_header(data)[:2] == into.shape[:2]:
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=into)
         return simplejpeg.decode_jpeg(data, "RGB")
     try:
         with PILImage.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:

@@ -175,7 +175,11 @@ class Engine:
 
     def to_device(self, item: Tensor) -> Tensor:
         item = item.to(self.device, non_blocking=True)
-        return item.to(memory_format=torch.channels_last) if self.config.channels_last and item.ndim == 4 else item
+        if item.ndim != 4:
+            return item
+        return item.contiguous(
+            memory_format=torch.channels_last if self.config.channels_last else torch.contiguous_format
+        )
 
     @property
     def complete(self) -> bool:
