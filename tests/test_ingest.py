@@ -130,6 +130,36 @@ def test_an_interrupted_run_makes_only_what_is_missing(raw: Path, tmp_path: Path
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+class KilledOnce(_ShardMaker):
+    """Dies of SIGKILL in the middle of the second shard, the first time that anybody makes it."""
+
+    def _faces(self, records, rejected):
+        mark = self.run.parent / "killed"
+        for number, face in enumerate(super()._faces(records, rejected)):
+            if number == 1 and "00001" in str(self.made) and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield face
+
+    def __call__(self, number: int) -> dict[str, float]:
+        self.made = f"{number:05d}"
+        return super().__call__(number)
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_shard_loses_nothing(
+    raw: Path, tmp_path: Path, ray_is_running: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, planned = people(raw), tmp_path / "plan.parquet"
+    plan("people", source, planned)
+    ingest("people", source, IMAGE, planned, tmp_path / "calm" / "run", tmp_path / "calm" / "out", None)
+    monkeypatch.setattr(ingest_module, "_ShardMaker", KilledOnce)
+    ingest("people", source, IMAGE, planned, tmp_path / "hard" / "run", tmp_path / "hard" / "out", None)
+    assert (tmp_path / "hard" / "killed").exists()
+    calm, hard = (sorted((tmp_path / run / "out").iterdir()) for run in ("calm", "hard"))
+    assert [path.name for path in calm] == [path.name for path in hard]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(calm, hard, strict=True))
+
+
 def test_a_set_without_a_usable_face_is_an_error(tmp_path: Path, ray_is_running: None) -> None:
     (tmp_path / "raw").mkdir()
     for number in range(5):

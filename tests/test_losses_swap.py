@@ -37,6 +37,14 @@ def test_identity_by_hand():
     assert identity_loss(10 * EAST, EAST).item() == pytest.approx(0)  # length does not matter
 
 
+def test_identity_beyond_enough_is_asked_for_no_more():
+    near = torch.cat([EAST + 0.1 * NORTH, NORTH + 0.1 * EAST]).requires_grad_()  # cosines .989 and .067 to EAST
+    loss = identity_loss(near, torch.cat([EAST, EAST]), enough=0.6)
+    assert loss.item() == pytest.approx((0 + 0.6 - 0.2 / 9.04**0.5) / 2, rel=1e-5)
+    loss.backward()
+    assert near.grad[0].abs().max() == 0 and near.grad[1].abs().max() > 0
+
+
 def test_reconstruction_by_hand():
     same = torch.tensor([True, False])
     ab, b, ba, a = image(0, 0), image(1, 100), image(0, 0), image(3, 100)

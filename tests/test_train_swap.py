@@ -110,9 +110,9 @@ def test_eq_9_has_the_printed_weights():
     terms = {"reconstruction": 1, "identity": 10, "perceptual": 100, "expression": 1000, "cycle": 10000}
     total = SwapWeights().total({name: torch.tensor(float(value)) for name, value in terms.items()})
     assert total.item() == pytest.approx(1 + 15 + 0.2 + 500 + 10000)
-    off_paper = set(SwapWeights.model_fields) - set(terms) - {"identity_of"}
+    off_paper = set(SwapWeights.model_fields) - set(terms) - {"identity_of", "identity_enough"}
     assert all(getattr(SwapWeights(), name) == 0 for name in off_paper)
-    assert SwapWeights().identity_of == "picture"
+    assert SwapWeights().identity_of == "picture" and SwapWeights().identity_enough == 1
 
 
 def test_cycle_weights_take_over_where_they_begin():

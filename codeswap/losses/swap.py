@@ -19,11 +19,20 @@ def _both(ab: Tensor, ba: Tensor | None) -> Tensor:
 
 
 def identity_loss(
-    e_ab: Embedding, e_a: Embedding, e_ba: Embedding | None = None, e_b: Embedding | None = None
+    e_ab: Embedding,
+    e_a: Embedding,
+    e_ba: Embedding | None = None,
+    e_b: Embedding | None = None,
+    *,
+    enough: float = 1.0,
 ) -> Scalar:
-    """Eq. (10): 1 - (cos(E(I_a), E(I_ab)) + cos(E(I_b), E(I_ba))) / 2. Embeddings need not be normalised."""
-    ab = 1 - F.cosine_similarity(e_ab, e_a).mean()
-    return _both(ab, None if e_ba is None else 1 - F.cosine_similarity(e_ba, e_b).mean())
+    """Eq. (10): 1 - (cos(E(I_a), E(I_ab)) + cos(E(I_b), E(I_ba))) / 2. Embeddings need not be normalised.
+
+    Off-paper with `enough` below 1: enough - cos where that is positive, else 0. Two pictures of one person have a
+    cosine well below 1, so asking for more asks for the source's pixels.
+    """
+    ab = (enough - F.cosine_similarity(e_ab, e_a)).clamp(min=0).mean()
+    return _both(ab, None if e_ba is None else (enough - F.cosine_similarity(e_ba, e_b)).clamp(min=0).mean())
 
 
 def reconstruction_loss(

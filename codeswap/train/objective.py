@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from codeswap.data.faces import to_float
@@ -40,6 +40,7 @@ class SwapWeights(Config):
     embedding: NonNegativeFloat = 0.0  # raw identity embeddings
     # what identity and embedding compare with: the picture, as Eq. 10, or the mean of its person's pictures
     identity_of: Literal["picture", "person"] = "picture"
+    identity_enough: float = Field(1.0, gt=0, le=1)  # cosine beyond which identity is asked for no more
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Eq. (9): the weighted sum of those of `terms` that have a weight here, and what was added to them."""
@@ -96,7 +97,9 @@ def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swappe
     if weights.identity or weights.embedding:
         e_ab, e_ba = swapped.pair(judges.identity(seen).float())
         if weights.identity:
-            terms["identity"] = identity_loss(e_ab, pairs.wanted_a, e_ba, pairs.wanted_b)
+            terms["identity"] = identity_loss(
+                e_ab, pairs.wanted_a, e_ba, pairs.wanted_b, enough=weights.identity_enough
+            )
         if weights.embedding:
             terms["embedding"] = embedding_loss(e_ab, pairs.wanted_a)
             if e_ba is not None:
