@@ -54,6 +54,7 @@ def found(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     _write_set(root / "data/shards/test/new", [faces.read(5), brighter, *others], persons, hashes)
     (root / "params.yaml").write_text(yaml.safe_dump({"survey": {"near_bits": 2, "near_cosine": 0.9999}}))
     monkeypatch.chdir(root)
+    monkeypatch.setenv("CODESWAP_MLFLOW", "off")
     main()
     return read_survey(root / "data/survey")
 

@@ -59,10 +59,13 @@ def cluster() -> Iterator[None]:
 
 
 def _start_own(**options: Any) -> None:
-    """Starts a small Ray on this machine, again if a busy machine lets Ray's fixed 30 seconds for it pass."""
+    """Starts a small Ray on this machine, again if a busy machine lets Ray's fixed 30 seconds for it pass.
+
+    `local`: without it Ray would join whatever cluster was last started on this machine.
+    """
     for attempt in range(_STARTS):
         try:
-            ray.init(object_store_memory=_OBJECT_STORE, include_dashboard=False, **options)
+            ray.init("local", object_store_memory=_OBJECT_STORE, include_dashboard=False, **options)
             return
         except Exception as error:  # Ray raises no narrower class for this
             ray.shutdown()

@@ -27,6 +27,7 @@ from codeswap.perception.roles import load
 from codeswap.types import Config
 
 SURVEY = "survey.json"
+KINDS = ("persons", "same_files", "near_pictures", "near_faces")  # of what two sets may share
 _BATCH = 64
 _SHEET = (6, 10)  # rows and columns of a contact sheet
 _NAMED = 20  # of many findings, so many are named

@@ -47,8 +47,12 @@ def launch(module: str, arguments: list[str], *, workers: int, gpu: bool, failur
     if "RAY_ADDRESS" in os.environ:
         ray.init(runtime_env=environment)
     else:
-        ray.init(
-            runtime_env=environment, include_dashboard=False, object_store_memory=OBJECT_STORE, num_cpus=workers + 1
+        ray.init(  # local: else Ray would join whatever cluster was last started on this machine
+            "local",
+            runtime_env=environment,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            num_cpus=workers + 1,
         )
     try:
         TorchTrainer(
