@@ -1,7 +1,6 @@
 """Shards in an object store: each is fetched whole, once a machine, into a bounded folder that all processes share.
 
-Where the shards lie is the environment's business, like DVC's remote and MLflow's store. Manifests and
-cards stay local.
+Where the shards lie is the environment's business, like DVC's remote and MLflow's store. Manifests and cards stay here.
 """
 
 import hashlib
@@ -13,9 +12,8 @@ from pathlib import Path
 import fsspec
 from filelock import FileLock
 
-URL = (
-    "CODESWAP_SHARDS"  # below it: <split>/<data set>/<shard>; any address fsspec knows: s3://..., gs://..., file://...
-)
+# Environment: any address fsspec knows (s3://..., gs://..., file://...), with <split>/<data set>/<shard> below it.
+URL = "CODESWAP_SHARDS"
 FOLDER = "CODESWAP_SHARD_CACHE"  # default runs/shards; put it on a disk of the machine
 GIGABYTES = "CODESWAP_SHARD_CACHE_GB"
 _DEFAULT_GIGABYTES = 50.0
@@ -69,6 +67,7 @@ class ShardCache:
                 if not path.exists():
                     self._make_room(size)
                     self._fetch(url, size, path)
+                    self._make_room(0)  # others may have fetched at the same time
             try:
                 descriptor = os.open(path, os.O_RDONLY)
                 os.utime(path)  # modification time says when it was last opened
