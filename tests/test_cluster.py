@@ -1,5 +1,6 @@
 """Sharding on a Ray cluster that is already there: two nodes of it, found by address, left as they were."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +26,18 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     nodes.shutdown()
 
 
-class WhereAmI:
-    """Says which node made a block."""
+class Meet:
+    """Leaves its node's name in a folder and waits there for one of another node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self, number: int) -> dict[str, float]:
-        return {"node": int(ray.get_runtime_context().get_node_id()[:8], 16)}
+        (self.folder / ray.get_runtime_context().get_node_id()).touch()
+        patience = time.monotonic() + 120
+        while len(list(self.folder.iterdir())) < 2 and time.monotonic() < patience:
+            time.sleep(0.05)
+        return {}
 
 
 def test_both_nodes_of_a_cluster_at_an_address_work_and_the_bytes_are_the_same(address: str, tmp_path: Path) -> None:
@@ -38,8 +46,9 @@ def test_both_nodes_of_a_cluster_at_an_address_work_and_the_bytes_are_the_same(a
     plan("set", source, planned)
     with cluster():
         assert len([node for node in ray.nodes() if node["Alive"]]) == 2
-        used = {report["node"] for report in run_blocks(WhereAmI, (), range(12), "where", holds=True)}
-        assert len(used) == 2  # two actors, one processor on each node
+        (tmp_path / "met").mkdir()
+        list(run_blocks(Meet, (tmp_path / "met",), range(4), "meet", holds=True))
+        assert len(list((tmp_path / "met").iterdir())) == 2  # two actors, one processor on each node
     ingest("set", source, ImageConfig(size=32), planned, tmp_path / "run", tmp_path / "cluster", None)
     assert not ray.is_initialized()  # ours was a visit; the cluster goes on
     ray.init(address=address, logging_level="ERROR")
