@@ -84,7 +84,11 @@ def metrics(tmp_path: Path) -> Path:
     }  # fmt: skip
     survey = tmp_path / "data" / "survey"
     survey.mkdir(parents=True)
-    found = {"sets": {"faces": facts}, "leaks": [leak], "config": {"near_bits": 4, "near_cosine": 0.5}}
+    found = {
+        "sets": {"faces": facts},
+        "leaks": [leak],
+        "config": {"near_bits": 4, "near_correlation": 0.99, "near_cosine": 0.5},
+    }
     (survey / "survey.json").write_text(json.dumps(found))
     Image.new("RGB", (8, 8)).save(survey / "faces.png")
     return folder

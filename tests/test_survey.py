@@ -71,6 +71,19 @@ def test_planted_leaks_are_found_and_named(found: dict) -> None:
     assert leaks_table(found["leaks"], found["config"]).rows[0][:4] == ("new in tiny", "1", "1", "2")
 
 
+def test_faces_that_only_look_alike_are_no_leak(found: dict) -> None:
+    """Aligned faces have much alike: candidates of a coarse hash are compared pixel by pixel."""
+    coarse = {"survey": {"near_bits": 16, "near_cosine": 0.9999}}
+    Path("params.yaml").write_text(yaml.safe_dump(coarse))
+    main()
+    (again,) = read_survey(Path("data/survey"))["leaks"]
+    assert sorted(again["near_pictures"]["first"]) == [["new-0", "tiny-005"], ["new-1", "tiny-007"]]
+    Path("params.yaml").write_text(yaml.safe_dump({"survey": coarse["survey"] | {"near_correlation": 0.1}}))
+    main()
+    (loose,) = read_survey(Path("data/survey"))["leaks"]
+    assert loose["near_pictures"]["count"] > 2  # the hash alone would have accused others
+
+
 def test_sets_that_share_nothing_are_not_accused(found: dict) -> None:
     (leak,) = found["leaks"]
     none = {"count": 0, "first": []}

@@ -72,7 +72,8 @@ def leaks_table(leaks: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
     ]
     header = ("test set in training set", *_KINDS.values(), "nearest cosine: median, highest")
     note = (
-        f"Nearly identical: at most {config['near_bits']} of 64 bits of a perceptual hash differ. Like: cosine of the "
+        f"Nearly identical: at most {config['near_bits']} of 64 bits of a perceptual hash differ and the pixels "
+        f"correlate by at least {config['near_correlation']:g}. Like: cosine of the "
         f"training identity network of at least {config['near_cosine']:g}, which may be a relative, a chance, or the "
         "person. A dash: names of the two sets do not mean the same persons."
     )

@@ -40,7 +40,8 @@ _CHUNK = 2**22  # hashes compared at once, times the test faces
 class SurveyConfig(Config):
     """When two faces count as nearly the same picture, or as perhaps the same person."""
 
-    near_bits: int = Field(4, ge=0, le=16)  # of 64 of the perceptual hash
+    near_bits: int = Field(4, ge=0, le=16)  # of 64 of the perceptual hash, which finds candidates ...
+    near_correlation: float = Field(0.99, gt=0, le=1)  # ... and of the pixels: aligned faces have much alike
     near_cosine: float = Field(0.75, gt=0, le=1)  # of identity_train's embeddings
 
 
@@ -169,7 +170,8 @@ def _histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
 def _leaks(train: tuple[Faces, Look], test: tuple[Faces, Look], config: SurveyConfig) -> dict[str, object]:
     """What both sets hold: persons by name, files by hash, pictures by perceptual hash, faces by embedding."""
     (known, seen), (new, looked) = train, test
-    twins = list(_near_pictures(seen.hashes, looked.hashes, config.near_bits))
+    candidates = list(_near_pictures(seen.hashes, looked.hashes, config.near_bits))
+    twins = [pair for pair in candidates if _correlation(new, known, *pair) >= config.near_correlation]
     nearest, where = _nearest(seen, torch.cat([rows for _, rows in looked.embeddings()]))
     alike = np.flatnonzero(nearest >= config.near_cosine)
     return {
@@ -209,6 +211,14 @@ def _near_pictures(known: np.ndarray, new: np.ndarray, bits: int) -> Iterator[tu
         different = np.bitwise_count(new[:, None] ^ known[None, start : start + step])
         for j, i in zip(*np.nonzero(different <= bits), strict=True):
             yield int(j), start + int(i)
+
+
+def _correlation(one: Faces, other: Faces, i: int, j: int) -> float:
+    """Of two pictures' grey values at 32x32 pixels: 1 for the same picture in another size, format or brightness."""
+    straight = np.zeros(1, dtype=bool)
+    grey = [faces.images(np.array([n]), straight).float().mean(dim=1) for faces, n in ((one, i), (other, j))]
+    small = [F.interpolate(picture[None], (32, 32), mode="area").flatten() for picture in grey]
+    return float(torch.corrcoef(torch.stack(small))[0, 1])
 
 
 def _nearest(known: Look, new: Tensor) -> tuple[np.ndarray, np.ndarray]:
