@@ -97,8 +97,8 @@ def stock_webdataset(folder: Path, workers: int) -> float:
     return _speed(torch.utils.data.DataLoader(data.batched(BATCH), batch_size=None, num_workers=workers))
 
 
-def _tensor_of(sample: tuple[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(sample[0].transpose(2, 0, 1).copy())
+def _tensor_of(sample: tuple[np.ndarray]) -> tuple[torch.Tensor]:
+    return (torch.from_numpy(sample[0].transpose(2, 0, 1).copy()),)  # a bare tensor would be collated number by number
 
 
 def image_folder(root: Path, workers: int) -> float:

@@ -118,3 +118,12 @@ def test_one_process_agrees_with_itself(make):
     assert engine.on_main(lambda: "done") == "done"
     with pytest.raises(ValueError, match="why"):
         engine.on_main(lambda: (_ for _ in ()).throw(ValueError("why")))
+
+
+def test_a_clip_that_deepspeed_would_ignore_is_refused() -> None:
+    engine, module = Engine(EngineConfig(device="cpu"), 0, 4), torch.nn.Linear(2, 1)
+    optimizer = engine.adam(module, 1e-3, (0.9, 0.99))
+    engine.deepspeed = True
+    with pytest.raises(ValueError, match=r"clip: 1\.0 is not applied under DeepSpeed: set gradient_clipping"):
+        engine.step(module(torch.ones(1, 2)).sum(), module, optimizer, clip=1.0)
+    engine.close()

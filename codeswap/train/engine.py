@@ -190,8 +190,16 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def step(self, loss: Tensor, module: nn.Module, optimizer: Optimizer, clip: float | None = None) -> None:
-        """Adds the gradient of `loss` (a mean over this part) and, when the batch is complete, updates `module`."""
+        """Adds the gradient of `loss` (a mean over this part) and, when the batch is complete, updates `module`.
+
+        Raises ValueError for `clip` under DeepSpeed, which clips by its own configuration only.
+        """
         if self.deepspeed:
+            if clip is not None:
+                raise ValueError(
+                    f"clip: {clip} is not applied under DeepSpeed: set gradient_clipping in its file "
+                    "(configs/deepspeed) and clip: null"
+                )
             module.backward(loss)
             module.step()
             return
