@@ -205,9 +205,9 @@ def _read(descriptor: int, row: dict[str, object], right: np.ndarray) -> str:
 
     place = Place(row["offset"], row["size"], row["crc32"])
     try:
-        pixels = decode(read_image(descriptor, row["key"], place))
+        pixels = decode(read_image(descriptor, place))
         assert (pixels == right).all(), f"face {row['key']} was read with wrong pixels"
-        facts = read_facts(descriptor, row["key"], place)
+        facts = read_facts(descriptor, place, row["key"])
     except ValueError:
         return "refused"
     return "whole" if facts["key"] == row["key"] else "other facts"

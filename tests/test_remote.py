@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import fsspec
 import numpy as np
 import pytest
 import s3fs
@@ -15,6 +16,7 @@ from moto.server import ThreadedMotoServer
 
 from codeswap.data.faces import Faces
 from codeswap.data.remote import FOLDER, GIGABYTES, URL, RemoteShardError, ShardCache
+from codeswap.data.shards import DamagedShardError
 
 BUCKET = "faces"
 EVERY = np.arange(48)
@@ -105,6 +107,26 @@ def test_processes_share_one_cache(folder: Path, tmp_path: Path) -> None:
     answers = {run.communicate(timeout=120)[0].strip() for run in runs}
     assert answers == {str(int(_local(folder, tmp_path).sum()))}
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 3 and not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_a_cached_copy_that_went_bad_is_fetched_again(folder: Path, tmp_path: Path) -> None:
+    faces = Faces([folder])
+    right, facts = faces.read(0), faces.facts(0)
+    (first,) = (tmp_path / "cache").glob("*.tar")
+    whole = first.read_bytes()
+    first.write_bytes(bytes(len(whole)))  # the right size, as after a crash that lost the disk's last writes
+    assert (Faces([folder]).read(0) == right).all() and first.read_bytes() == whole
+    first.write_bytes(bytes(len(whole)))
+    assert Faces([folder]).facts(0) == facts and first.read_bytes() == whole
+
+
+def test_a_shard_that_is_bad_in_the_store_is_not_fetched_for_ever(folder: Path, tmp_path: Path) -> None:
+    faces = Faces([folder])
+    url, size = faces._remote[folder / "00000.tar"]
+    with fsspec.open(url, "wb") as file:
+        file.write(bytes(size))
+    with pytest.raises(DamagedShardError, match=r"00000\.tar is damaged: .* and so it is at s3://faces"):
+        faces.read(0)
 
 
 def test_what_cannot_be_had_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,10 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from codeswap.data.manifest import CARD, read_card, read_manifest
-from codeswap.data.remote import URL, ShardCache, remote_url
+from codeswap.data.remote import URL, RemoteShardError, ShardCache, remote_url
 from codeswap.data.shards import DamagedShardError, Place, decode, read_facts, read_image
 
+Read = TypeVar("Read")
 _OPEN_SHARDS = 64  # open files of one thread; a window of the order touches only a few shards
 _COLUMNS = ["key", "dataset", "identity", "licence", "shard", "offset", "size", "crc32"]
 
@@ -126,28 +128,19 @@ class Faces:
 
     def encoded(self, index: int) -> bytes:
         """Face `index` as it is stored. Raises DamagedShardError naming the file."""
-        key, place, path = self._place(index)
-        try:
-            return read_image(self._descriptor(index), key, place)
-        except ValueError as error:
-            raise _damaged(path, key, error) from None
+        return self._read(index, read_image)
 
     def read(self, index: int, into: np.ndarray | None = None) -> np.ndarray:
-        """Face `index` as uint8 (h, w, 3) RGB, `into` an array where that fits. Raises DamagedShardError."""
-        data = self.encoded(index)
+        """Face `index` as uint8 (h, w, 3) RGB, a jpg `into` an array when one is given. Raises DamagedShardError."""
+        data = self._read(index, read_image)
         try:
             return decode(data, into)
         except ValueError as error:
-            key, _, path = self._place(index)
-            raise _damaged(path, key, error) from None
+            raise self._damaged(index, error) from None
 
     def facts(self, index: int) -> dict[str, object]:
         """What is known of face `index`: its manifest row, and for a rendered face `synthetic` parameters."""
-        key, place, path = self._place(index)
-        try:
-            return read_facts(self._descriptor(index), key, place)
-        except ValueError as error:
-            raise _damaged(path, key, error) from None
+        return self._read(index, partial(read_facts, key=self.key_column[index].as_py()))
 
     def images(self, indices: np.ndarray, flips: np.ndarray) -> UInt8[Tensor, "b 3 h w"]:
         """The faces at `indices`, mirrored where `flips`; `to_float` scales them.
@@ -158,22 +151,40 @@ class Faces:
         for row, index, flip in zip(out, indices.tolist(), flips.tolist(), strict=True):
             pixels = self.read(index, row)
             if pixels.shape[:2] != (self.size, self.size):
-                key, _, path = self._place(index)
-                raise _damaged(path, key, f"it is {pixels.shape[1]}x{pixels.shape[0]}, not {self.size} px square")
+                raise self._damaged(index, f"it is {pixels.shape[1]}x{pixels.shape[0]}, not {self.size} px square")
             if flip:
                 row[:] = pixels[:, ::-1].copy()
             elif pixels.base is not row and pixels is not row:
                 row[:] = pixels
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    def _place(self, index: int) -> tuple[str, Place, Path]:
+    def _read(self, index: int, reader: Callable[[int, Place], Read]) -> Read:
+        """What `reader` reads of a face. A cached copy of a remote shard that went bad is fetched again, once."""
         if not 0 <= index < len(self):
             raise IndexError(f"face {index} of {len(self)}")
+        shard = int(self._shard[index])
         place = Place(int(self._offset[index]), int(self._bytes[index]), int(self._crc32[index]))
-        return self.key_column[index].as_py(), place, self._paths[self._shard[index]]
+        try:
+            return reader(self._descriptor(shard), place)
+        except ValueError as error:
+            remote = self._remote.get(self._paths[shard])
+            if remote is None or isinstance(error, RemoteShardError):
+                raise self._damaged(index, error) from None
+        self._cache.discard(*remote)
+        self._open_files.shards.pop(shard, None)
+        try:
+            return reader(self._descriptor(shard), place)
+        except ValueError as error:
+            raise self._damaged(index, f"{error}, and so it is at {remote[0]}") from None
 
-    def _descriptor(self, index: int) -> int:
-        shards, number = self._open_files.shards, int(self._shard[index])
+    def _damaged(self, index: int, why: object) -> DamagedShardError:
+        path, key = self._paths[self._shard[index]], self.key_column[index].as_py()
+        return DamagedShardError(
+            f"{path} is damaged: face {key!r}: {why}. Make it again with `dvc repro -f shard@{path.parent.name}`"
+        )
+
+    def _descriptor(self, number: int) -> int:
+        shards = self._open_files.shards
         if number not in shards:
             path = self._paths[number]
             remote = self._remote.get(path)
@@ -189,9 +200,3 @@ def _check(path: Path, size: int) -> str | None:
         return f"{path} is missing (and {URL} names no object store)"
     found = path.stat().st_size
     return None if found == size else f"{path} has {found:,} bytes, expected {size:,}"
-
-
-def _damaged(path: Path, key: str, why: object) -> DamagedShardError:
-    return DamagedShardError(
-        f"{path} is damaged: face {key!r}: {why}. Make it again with `dvc repro -f shard@{path.parent.name}`"
-    )

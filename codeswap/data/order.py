@@ -14,6 +14,7 @@ from pydantic import Field
 from codeswap.types import Config
 
 ROUNDS = 6  # Feistel rounds; four already pass for a pseudo-random permutation (Luby and Rackoff 1988)
+_LOOKUP = 1_024  # positions looked up at once: numpy costs as much for a few as for hundreds
 BLOCK = 1_000  # positions in which the shares of mixed data sets are exact
 
 
@@ -106,6 +107,7 @@ class Order:
             raise ValueError(f"an order needs faces and a positive window, found sizes {sizes} and window {window}")
         self._first = np.cumsum(self.sizes) - self.sizes
         self._epoch = self._lay_out(0)
+        self._looked_up = -1, np.empty(0, np.int64)  # the block of positions last looked up, and its faces
 
     def rekeyed(self, name: str) -> "Order":
         """The same faces in another order: the independent stream called `name`."""
@@ -116,6 +118,18 @@ class Order:
         positions = np.asarray(positions, dtype=np.int64)
         if positions.size and positions.min() < 0:
             raise ValueError(f"positions count from 0, found {positions.min()}")
+        blocks = positions // _LOOKUP
+        if positions.size == 0 or (blocks != blocks.flat[0]).any():
+            return self._at(positions)
+        number = int(blocks.flat[0])
+        block, faces = self._looked_up
+        if block != number:
+            # Threads may race here: each computes the same faces, and the slot only saves work.
+            faces = self._at(np.arange(number * _LOOKUP, (number + 1) * _LOOKUP))
+            self._looked_up = number, faces
+        return faces[positions - number * _LOOKUP]
+
+    def _at(self, positions: np.ndarray) -> np.ndarray:
         epochs, places = np.divmod(positions, self.total)
         out = np.empty_like(positions)
         for number in np.unique(epochs).tolist():
@@ -126,7 +140,6 @@ class Order:
     def _within(self, number: int, places: np.ndarray) -> np.ndarray:
         epoch = self._epoch
         if epoch.number != number:
-            # Threads may race here: each computes the same layout, and the slot only saves work.
             epoch = self._epoch = self._lay_out(number)
         window = np.searchsorted(epoch.window_start, places, side="right") - 1
         start = epoch.window_start[window]

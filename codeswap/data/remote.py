@@ -61,7 +61,7 @@ class ShardCache:
             raise RemoteShardError(
                 f"{url} has {size:,} bytes, the cache holds {self.limit:,}: raise {GIGABYTES}, or make smaller shards"
             )
-        path = self.folder / f"{hashlib.sha256(f'{url} {size}'.encode()).hexdigest()[:32]}.tar"
+        path = self._path(url, size)
         while True:
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
@@ -74,6 +74,15 @@ class ShardCache:
                 return descriptor
             except FileNotFoundError:  # another process made room in between
                 continue
+
+    def discard(self, url: str, size: int) -> None:
+        """Removes the local copy, so that the next `open` fetches it again."""
+        path = self._path(url, size)
+        with FileLock(path.with_suffix(".lock")):
+            path.unlink(missing_ok=True)
+
+    def _path(self, url: str, size: int) -> Path:
+        return self.folder / f"{hashlib.sha256(f'{url} {size}'.encode()).hexdigest()[:32]}.tar"
 
     def _fetch(self, url: str, size: int, path: Path) -> None:
         partial = path.with_suffix(".partial")

@@ -170,20 +170,24 @@ def _histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
 def _leaks(train: tuple[Faces, Look], test: tuple[Faces, Look], config: SurveyConfig) -> dict[str, object]:
     """What both sets hold: persons by name, files by hash, pictures by perceptual hash, faces by embedding."""
     (known, seen), (new, looked) = train, test
-    candidates = list(_near_pictures(seen.hashes, looked.hashes, config.near_bits))
+    candidates = _near_pictures(seen.hashes, looked.hashes, config.near_bits)
     twins = [pair for pair in candidates if _correlation(new, known, *pair) >= config.near_correlation]
     nearest, where = _nearest(seen, torch.cat([rows for _, rows in looked.embeddings()]))
     alike = np.flatnonzero(nearest >= config.near_cosine)
     return {
         "persons": _same_persons(known, new),
         "same_files": _some(_common(known.manifest["sha256"], new.manifest["sha256"])),
-        "near_pictures": _some([(new.keys[j], known.keys[i]) for j, i in twins]),
-        "near_faces": _some([(new.keys[j], known.keys[where[j]]) for j in alike[np.argsort(-nearest[alike])]]),
+        "near_pictures": _some([(_key(new, j), _key(known, i)) for j, i in twins]),
+        "near_faces": _some([(_key(new, j), _key(known, where[j])) for j in alike[np.argsort(-nearest[alike])]]),
         "nearest_cosine": {
             "median": float(np.median(nearest)),
             "highest": float(nearest.max()),
         },
     }
+
+
+def _key(faces: Faces, index: int) -> str:
+    return faces.key_column[int(index)].as_py()
 
 
 def _some(found: Sequence[object]) -> dict[str, object]:
