@@ -76,8 +76,11 @@ def fingerprint(params: Config, inputs: Iterable[Path]) -> str:
     """Names a run by all that determines it: its parameters, its code and the given input files (cards, manifests).
 
     Twelve hex digits. Changed parameters, code or inputs give another run folder, so nothing stale is ever resumed.
+    What only says how a machine does it (`machine` of a group) does not count: a run goes on elsewhere.
     """
-    digest = hashlib.sha256(json.dumps(params.model_dump(mode="json"), sort_keys=True).encode())
+    groups = {name: getattr(params, name) for name in type(params).model_fields}
+    exclude = {name: set(group.machine) for name, group in groups.items() if isinstance(group, Config)}
+    digest = hashlib.sha256(json.dumps(params.model_dump(mode="json", exclude=exclude), sort_keys=True).encode())
     digest.update(code_hash().encode())
     for path in sorted(inputs):
         digest.update(str(path).encode() + hashlib.sha256(path.read_bytes()).digest())

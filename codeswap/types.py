@@ -6,7 +6,7 @@ d code width, k codes of the codebook, e width of an embedding, c channels. Imag
 docstring says otherwise.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -40,6 +40,7 @@ class Config(BaseModel):
     """A group of parameters: immutable, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    machine: ClassVar[frozenset[str]] = frozenset()  # fields that say how something is computed, not what
 
 
 class Detection(NamedTuple):

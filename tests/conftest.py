@@ -37,12 +37,13 @@ def trained(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Callable[..., Path]:
-    """`copy("mask")`: the trained world without the outs of `mask`."""
+    """`copy("mask")`: the trained world without the outs and the runs of `mask`."""
 
     def without(*stages: str) -> Path:
         root = shutil.copytree(trained, tmp_path / "world")
         for stage in stages:
-            shutil.rmtree(root / "models" / stage, ignore_errors=True)
+            for place in ("models", "runs"):
+                shutil.rmtree(root / place / stage, ignore_errors=True)
         return root
 
     return without

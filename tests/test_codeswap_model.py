@@ -200,13 +200,17 @@ def saved(folder: Path, built: CodeSwap) -> tuple[Path, Path, Path]:
 
     codebook, swap, mask = folder / "codebook", folder / "swap", folder / "mask"
     first = save_model(
-        codebook, built.vqgan, {"kind": "codebook", "config": dump(("vqgan", VQ), ("quantizer", QUANTIZER))}
+        codebook,
+        built.vqgan.state_dict(),
+        {"kind": "codebook", "config": dump(("vqgan", VQ), ("quantizer", QUANTIZER))},
     )
     config = {**dump(("fusion", FUSION)), "variant": built.fusion.variant}
-    second = save_model(swap, built.fusion, {"kind": "swap", "config": config, "lineage": {"codebook": first}})
+    second = save_model(
+        swap, built.fusion.state_dict(), {"kind": "swap", "config": config, "lineage": {"codebook": first}}
+    )
     save_model(
         mask,
-        built.mask_generator,
+        built.mask_generator.state_dict(),
         {
             "kind": "mask",
             "config": dump(("mask_generator", built.mask_generator.config)),
@@ -235,7 +239,7 @@ def test_a_model_is_replaced_whole(tmp_path):
     with torch.no_grad():
         other.codebook.weight.fill_(0.5)
     card = json.loads((folders[0] / "card.json").read_text())
-    save_model(folders[0], other, card)
+    save_model(folders[0], other.state_dict(), card)
     assert (load_vqgan(folders[0]).codebook.weight == 0.5).all()
     assert sorted(path.name for path in folders[0].iterdir()) == ["card.json", "model.safetensors"]
     with pytest.raises(StoredModelError, match="was made from the codebook model"):
@@ -278,5 +282,5 @@ def test_a_card_that_describes_another_network_is_named(tmp_path):
 
 def test_a_card_needs_its_kind(tmp_path):
     with pytest.raises(ValueError, match=r"lacks \['config', 'kind'\]"):
-        save_model(tmp_path / "model", nn.Linear(1, 1), {})
+        save_model(tmp_path / "model", nn.Linear(1, 1).state_dict(), {})
     assert not (tmp_path / "model").exists()

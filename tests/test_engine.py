@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codeswap.train.engine import Engine, EngineConfig, LaunchError, _check_launch, held
+from codeswap.train.accelerate_launch import exit_code
+from codeswap.train.engine import Engine, EngineConfig, held
+from codeswap.train.processes import LaunchError, check_launch
 
 
 class Batch(NamedTuple):
@@ -31,9 +33,9 @@ def make():
 
 def test_several_processes_asked_for_but_one_started_is_an_error():
     with pytest.raises(LaunchError, match="configs/accelerate/cpu2"):
-        _check_launch({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
-    _check_launch({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"})
-    _check_launch({})
+        check_launch({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+    check_launch({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"})
+    check_launch({})
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
@@ -56,12 +58,12 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(make):
         with engine.initialising("net"):
             net = nn.Linear(3, 2)
         optimizer = engine.adam(net, 0.1, (0.9, 0.99))
-        trained, optimizer = engine.prepare(net, optimizer)
+        trained, optimizer = engine.prepare(net, optimizer, clip=0.5)
         before = net.weight.detach().clone()
         for number, part in enumerate(x.chunk(parts)):
             batch = engine.begin(Batch(part, None))
             assert engine.complete == (number == parts - 1)
-            engine.step(trained(batch.x).square().mean(), trained, optimizer, clip=0.5)
+            engine.step(trained(batch.x).square().mean(), trained, optimizer)
             assert torch.equal(net.weight, before) != engine.complete
         weights.append(net.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1])
@@ -120,10 +122,6 @@ def test_one_process_agrees_with_itself(make):
         engine.on_main(lambda: (_ for _ in ()).throw(ValueError("why")))
 
 
-def test_a_clip_that_deepspeed_would_ignore_is_refused() -> None:
-    engine, module = Engine(EngineConfig(device="cpu"), 0, 4), torch.nn.Linear(2, 1)
-    optimizer = engine.adam(module, 1e-3, (0.9, 0.99))
-    engine.deepspeed = True
-    with pytest.raises(ValueError, match=r"clip: 1\.0 is not applied under DeepSpeed: set gradient_clipping"):
-        engine.step(module(torch.ones(1, 2)).sum(), module, optimizer, clip=1.0)
-    engine.close()
+def test_the_launcher_tells_a_requested_stop_from_a_failure() -> None:
+    assert exit_code({75}) == exit_code({75, -15}) == 75
+    assert exit_code({1}) == exit_code({75, 1}) == exit_code({-15}) == exit_code({-9, 75}) == 1

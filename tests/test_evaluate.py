@@ -123,10 +123,10 @@ def models(root: Path, variant: str = "ours") -> Places:
     groups = {"vqgan": VQ, "quantizer": QUANTIZER, "fusion": FUSION, "mask_generator": MASK}
     config = {name: group.model_dump(mode="json") for name, group in groups.items()} | {"variant": variant}
     places = Places(root / "codebook", root / "swap" / variant, root / "mask" / variant, root, root / "faces")
-    save_model(places.codebook, built.vqgan, {"kind": "codebook", "config": config})
-    save_model(places.swap, built.fusion, {"kind": "swap", "config": config})
+    save_model(places.codebook, built.vqgan.state_dict(), {"kind": "codebook", "config": config})
+    save_model(places.swap, built.fusion.state_dict(), {"kind": "swap", "config": config})
     assert built.mask_generator is not None
-    save_model(places.mask, built.mask_generator, {"kind": "mask", "config": config})
+    save_model(places.mask, built.mask_generator.state_dict(), {"kind": "mask", "config": config})
     return places
 
 

@@ -15,8 +15,8 @@ from PIL import Image as PILImage
 from pydantic import TypeAdapter
 
 from codeswap.data.align import apply, crop_transform, quad_of
-from codeswap.data.faces import Faces
-from codeswap.data.manifest import MANIFEST, read_card, read_manifest, read_quarantine
+from codeswap.data.faces import Faces, held_out_folders, training_folders
+from codeswap.data.manifest import HELD_OUT, MANIFEST, read_card, read_manifest, read_quarantine
 from codeswap.data.records import Source
 from codeswap.data.shards import ImageConfig
 from codeswap.data.sources import DatasetConfig
@@ -94,6 +94,26 @@ def test_faces_read_what_was_ingested(raw: Path, tmp_path: Path, ray_is_running:
     assert row["quad"] is None and (row["source_width"], row["source_height"]) == (48, 48)
     facts = faces.facts(3)
     assert facts["sha256"] == row["sha256"] and facts["identity"] == row["source"][0] and "offset" not in facts
+
+
+def test_persons_held_out_for_validation_are_in_no_training_shard(tmp_path: Path, ray_is_running: None) -> None:
+    source = dataset(source="synthetic", identities=40, images_per_identity=2, validation=5)
+    out, summary = run(tmp_path, source)
+    training, held_out = (read_manifest(folder) for folder in (out, out / HELD_OUT))
+    assert len(held_out) == 4 and len(training) == summary.kept == 76  # whole persons: five faces would cut one
+    people = [set(table["identity"].to_pylist()) for table in (training, held_out)]
+    assert len(people[1]) == 2 and not people[0] & people[1] and len(people[0] | people[1]) == 40
+    assert held_out_folders(out.parent) == [out / HELD_OUT] and training_folders(out.parent) == [out]
+    assert Faces([out / HELD_OUT]).images(np.arange(4), np.zeros(4, bool)).shape == (4, 3, 32, 32)
+    again, _ = run(tmp_path / "again", source)
+    assert (again / HELD_OUT / MANIFEST).read_bytes() == (out / HELD_OUT / MANIFEST).read_bytes()
+
+
+def test_a_set_too_small_to_hold_anybody_out_is_trained_on_whole(raw: Path, tmp_path: Path, ray_is_running) -> None:
+    out, summary = run(tmp_path, people(raw, validation=64))
+    assert summary.kept == 10 and not (out / HELD_OUT).exists()
+    with pytest.raises(ValueError, match="a test set is never trained on"):
+        people(raw, split="test", validation=1)
 
 
 def test_bytes_do_not_depend_on_the_workers(raw: Path, tmp_path: Path, ray_is_running: None) -> None:

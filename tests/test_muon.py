@@ -9,7 +9,7 @@ from torch import nn
 from codeswap.train.engine import Engine, EngineConfig
 from codeswap.train.muon import MuonWithAdamW
 from codeswap.train.schedule import set_lr
-from codeswap.train.state import TrainState, load_state, save_state
+from codeswap.train.state import TrainState, load_state, snapshot, write_snapshot
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path, engine):
     _train(whole, [engine.muon(whole, whole[1], 1e-2, (0.9, 0.98), 1e-2)], range(6))
     optimizer = engine.muon(first, first[1], 1e-2, (0.9, 0.98), 1e-2)
     _train(first, [optimizer], range(3))
-    checkpoint = save_state(TrainState({"m": first}, {"m": optimizer}), tmp_path, "print", 1, 1)
+    checkpoint = write_snapshot(
+        snapshot(TrainState({"m": first}, {"m": optimizer}), engine, {"fingerprint": "f"}), tmp_path
+    )
     again = engine.muon(second, second[1], 1e-2, (0.9, 0.98), 1e-2)
     load_state(TrainState({"m": second}, {"m": again}), checkpoint)
     _train(second, [again], range(3, 6))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from codeswap.train.checkpoints import CheckpointWriter
 from codeswap.train.state import (
     FACTS,
     CheckpointError,
@@ -13,8 +14,9 @@ from codeswap.train.state import (
     checkpoints,
     load_state,
     newest_intact,
-    save_state,
+    snapshot,
     verify,
+    write_snapshot,
 )
 
 
@@ -37,8 +39,22 @@ def _train(state: TrainState, step: int) -> None:
     state.sums["loss"] = state.sums.get("loss", torch.zeros(2)) + torch.tensor([0.1, 1.0])
 
 
-def _save(state: TrainState, folder, keep: int = 2):
-    return save_state(state, folder, "print", world=1, keep=keep)
+class Owner:
+    """Who knows whole states; one process does."""
+
+    def module_state(self, module: nn.Module) -> dict:
+        return {name: value.clone() for name, value in module.state_dict().items()}
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict:
+        return optimizer.state_dict()
+
+
+def _taken(state: TrainState):
+    return snapshot(state, Owner(), {"fingerprint": "print", "world": 1})
+
+
+def _save(state: TrainState, folder):
+    return write_snapshot(_taken(state), folder)
 
 
 def test_a_restored_training_goes_on_bit_for_bit(tmp_path):
@@ -112,12 +128,46 @@ def test_a_half_written_checkpoint_is_not_one(tmp_path):
     assert _save(_state(steps=1), tmp_path).exists() and not partial.exists()
 
 
-def test_only_the_newest_are_kept(tmp_path):
-    state = _state()
-    for step in range(4):
+def test_only_the_newest_are_kept_and_milestones_for_good(tmp_path):
+    state, writer = _state(), CheckpointWriter(tmp_path, keep=2, every=8, milestone=20)
+    for step in range(8):
         _train(state, step)
-        _save(state, tmp_path, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["000000000032", "000000000024"]
+        writer.put(_taken(state))
+    writer.wait()
+    assert [int(path.name) for path in checkpoints(tmp_path)] == [64, 56, 48, 40, 24]  # first at or after 20, 40 and 60
+    writer.remove(milestones=False)
+    assert [int(path.name) for path in checkpoints(tmp_path)] == [64, 40, 24]
+
+
+def test_what_is_written_is_the_moment_of_the_snapshot_though_training_goes_on(tmp_path):
+    state, expected = _state(steps=3), _state(steps=3)
+    taken = _taken(state)
+    _train(state, 3)
+    checkpoint = write_snapshot(taken, tmp_path)
+    resumed = _state(seed=9)
+    load_state(resumed, checkpoint)
+    assert resumed.position == 24 and torch.equal(resumed.sums["loss"], expected.sums["loss"])
+    for name, value in expected.modules["net"].state_dict().items():
+        assert torch.equal(value, resumed.modules["net"].state_dict()[name]), name
+    moments = expected.optimizers["net"].state_dict()["state"]
+    for index, entries in resumed.optimizers["net"].state_dict()["state"].items():
+        assert all(torch.equal(value, moments[index][name]) for name, value in entries.items())
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
+    state, writer = _state(steps=1), CheckpointWriter(tmp_path, keep=2, every=8, milestone=None)
+    writer.put(_taken(state))
+    writer.wait()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("codeswap.train.state.save_file", full)
+    _train(state, 1)
+    writer.put(_taken(state))
+    with pytest.raises(OSError, match="No space left"):
+        writer.put(_taken(state))
+    assert newest_intact(tmp_path, "print").name == "000000000008"
 
 
 def test_a_checkpoint_of_another_run_or_shape_is_refused(tmp_path):

@@ -113,8 +113,7 @@ def test_the_curve_forgets_what_is_done_again(tmp_path):
     curve.append(24, {"total": 9.0})
     curve.append(24, {"fixed/psnr": 20.0})
     assert [line["position"] for line in curve.lines()] == [8, 16, 24, 24]
-    curve.write_csv(tmp_path / "curve.csv")
-    assert (tmp_path / "curve.csv").read_text() == ("position,fixed/psnr,total\n8,,1.0\n16,,2.0\n24,20.0,9.0\n")
+    assert curve.csv() == ("position,fixed/psnr,total\n8,,1.0\n16,,2.0\n24,20.0,9.0\n")
 
 
 def test_an_out_is_recorded_with_the_numbers_of_its_card_and_the_hashes_of_its_parents(client, tmp_path):

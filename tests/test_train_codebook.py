@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,19 +11,20 @@ import torch
 
 from codeswap.models.codeswap import load_vqgan
 from codeswap.train.codebook import CodebookParams, train_codebook
-from codeswap.train.run import RunLockedError, lock_folder
+from codeswap.train.lock import RunLockedError, lock_folder
 from codeswap.train.schedule import TrainingConfig
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
 
 
-def test_the_out_is_whole_and_the_run_folder_gone(trained):
+def test_the_out_is_whole_and_the_run_keeps_no_more_than_it(trained):
     out = trained / "models" / "codebook"
     assert {path.name for path in out.iterdir()} == {"model.safetensors", "card.json", "curve.csv", "pictures"}
     card = json.loads((out / "card.json").read_text())
     assert {"kind", "config", "fingerprint", "lineage", "licences", "git_commit", "weights_sha256"} <= card.keys()
     assert card["licences"] == {"tiny": "CC0"}
-    assert not (trained / "runs" / "codebook" / "-" / "print").exists()
+    run = trained / "runs" / "codebook" / "-" / "print"
+    assert {path.name for path in run.iterdir()} == {"finished", "curve.jsonl", "lock"}
     assert load_vqgan(out).codebook.weight.isfinite().all()
 
 
@@ -67,6 +69,27 @@ def test_a_damaged_newest_checkpoint_costs_only_the_way_from_the_one_before(tiny
     assert (root / model).read_bytes() == (trained / model).read_bytes()
 
 
+def test_a_finished_training_is_not_done_again_and_its_out_comes_back(tiny, trained, copy, capsys):
+    root = copy()
+    model = root / "models/codebook/model.safetensors"
+    whole = model.read_bytes()
+    params = tiny.params(CodebookParams)
+    for damage in ("none", "removed", "damaged"):
+        if damage == "removed":
+            shutil.rmtree(model.parent)
+        elif damage == "damaged":
+            model.write_bytes(whole[:-1])
+        train_codebook(params, root, "print")
+        assert model.read_bytes() == whole and "finished already" in capsys.readouterr().out
+    assert (root / "models/codebook/curve.csv").exists() and list((root / "models/codebook/pictures").glob("*.png"))
+    assert not list((root / "runs/codebook/-/print").glob("0*")), "a finished run keeps no training state"
+    shutil.rmtree(root / "runs")  # a fresh clone that has the out only
+    train_codebook(params, root, "print")
+    assert "finished already" in capsys.readouterr().out
+    train_codebook(tiny.params(CodebookParams, codebook={"samples": 16}), root, "another")
+    assert model.read_bytes() != whole
+
+
 def test_two_runs_in_one_folder_are_refused_and_a_dead_owner_is_not(tiny, copy):
     root = copy("codebook")
     folder = root / "runs/codebook/-/print"
@@ -100,7 +123,8 @@ def test_the_papers_stage_1_has_none_of_the_extras(tiny, copy):
     train_codebook(tiny.params(CodebookParams, codebook=off, quantizer=plain), root, "print")
     header = (root / "models/codebook/curve.csv").read_text().splitlines()[0].split(",")
     assert set(header) - {"position", "codes_used", "perplexity", "restarted"} == {
-        "l1", "perceptual", "code", "adversarial", "lambda", "discriminator", "fixed/psnr_nearest", "fixed/psnr_soft",
+        "l1", "perceptual", "code", "adversarial", "lambda", "discriminator", "val/psnr_nearest", "val/psnr_soft",
+        "val/features", "val/identity_cosine", "val/codes_used", "val/perplexity",
     }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def test_stopped_in_both_phases_and_resumed_is_bit_for_bit(tiny, trained, copy):
 def test_supervision_finds_the_face_of_the_target(tiny, copy):
     root = copy("mask")
     steps = {"samples": 160, "supervised": 160, "lr": 1e-2, "soften": 0.0, "cross_entropy_share": 0.5, "log_every": 40}
-    steps |= {"picture_every": 160, "checkpoint_every": 160}
+    steps |= {"validate_every": 160, "checkpoint_every": 160}
     train_mask(tiny.params(MaskParams, mask=steps, mask_generator={"kernel": 3}), "ours", root, "long")
     curve = _curve(root)
     assert float(curve[160]["mask"]) < 0.8 * float(curve[40]["mask"])
@@ -64,7 +64,7 @@ def test_a_collapsed_mask_raises_an_alarm(tiny, copy, capsys):
     root = copy("mask")
     empty = {
         "samples": 80, "supervised": 0, "lr": 1e-1, "unsupervised_lr": None, "anchor": 0.0, "coverage": 0.0,
-        "weights": {"identity": 0.0, "background": 5.0, "reconstruction": 5.0}, "picture_every": 160,
+        "weights": {"identity": 0.0, "background": 5.0, "reconstruction": 5.0}, "validate_every": 160,
         "checkpoint_every": 160,
     }  # fmt: skip
     train_mask(tiny.params(MaskParams, mask=empty), "ours", root, "empty")

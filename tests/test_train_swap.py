@@ -1,4 +1,4 @@
-"""Stage 2: every variant of Table 3 trains, resumes and loads; the detectors see the two trivial minima."""
+"""Stage 2: every variant of Table 3 trains, resumes and loads; its terms are what their names say."""
 
 import json
 import shutil
@@ -16,9 +16,7 @@ from codeswap.models.codeswap import load_codeswap
 from codeswap.train.engine import Engine, EngineConfig
 from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces, pixel_weights
 from codeswap.train.objective import Calibration, Judges, Pictures, SwapWeights, load_judges, picture_terms
-from codeswap.train.state import TrainState
 from codeswap.train.swap import SwapParams, SwapTraining, train_swap
-from codeswap.train.watch import FixedPairs, judge_swaps
 from codeswap.types import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
@@ -47,7 +45,7 @@ def _pairs(judges: Judges, same: list[bool]) -> PairBatch:
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "ours"])
 def test_every_variant_trains_and_swaps(tiny, copy, variant):
     root = copy("swap", "mask")
-    short = {"samples": 16, "picture_every": 16, "adversarial": 0.0}
+    short = {"samples": 16, "validate_every": 16, "adversarial": 0.0}
     tiny.train(root, ["swap"], variant, swap=short)
     model = load_codeswap(root / "models/codebook", root / "models/swap" / variant)
     with torch.no_grad():
@@ -60,7 +58,7 @@ def test_the_card_says_what_it_was_made_from(trained):
     card = json.loads((trained / "models/swap/ours/card.json").read_text())
     codebook = json.loads((trained / "models/codebook/card.json").read_text())
     assert card["lineage"]["codebook"] == codebook["weights_sha256"]
-    assert card["calibration"].keys() == {"perceptual", "expression"} and card["cycle_floor"] > 0
+    assert card["calibration"].keys() == {"perceptual", "expression"}
     assert card["config"]["variant"] == "ours"
 
 
@@ -86,7 +84,8 @@ def test_gumbel_noise_and_both_optimizers_resume_too(tiny, copy, optimizer):
         finally:
             undo()
         models.append((root / "models/swap/gumbel/model.safetensors").read_bytes())
-        shutil.rmtree(root / "models/swap/gumbel")
+        for place in ("models", "runs"):
+            shutil.rmtree(root / place / "swap/gumbel")
     assert models[0] == models[1]
 
 
@@ -141,33 +140,6 @@ def test_terms_without_weight_are_not_computed(judges):
     pairs = _pairs(judges, [False])
     picture = pairs.image_b.float() / 127.5 - 1
     assert picture_terms(judges, only, pairs, Pictures(picture, picture)).keys() == {"identity"}
-
-
-class _Witness:
-    """Stands where a Run stands and remembers its alarms."""
-
-    training = SwapTraining(samples=100)
-
-    def __init__(self) -> None:
-        self.alarms: list[str] = []
-
-    def alarm(self, name: str, text: str) -> None:
-        self.alarms.append(name)
-
-
-@pytest.mark.parametrize(("answer", "alarm"), [("source", ["exchange"]), ("target", ["copy"]), ("middle", [])])
-def test_the_detectors_see_the_trivial_minima(judges, answer, alarm):
-    pairs = _pairs(judges, [False] * 4)
-    a, b = pairs.image_a.float() / 127.5 - 1, pairs.image_b.float() / 127.5 - 1
-    away = -pairs.identity_a  # so that no copy has the source's identity by chance
-    fixed = FixedPairs(a, b, away if answer == "target" else pairs.identity_a, 2)
-    run, swaps = _Witness(), {"source": a, "target": b, "middle": 0.4 * a + 0.6 * b}[answer]
-    metrics = judge_swaps(run, TrainState({}, position=50), judges, fixed, swaps)
-    assert run.alarms == alarm
-    assert metrics["fixed/exchange_ratio"] == pytest.approx({"source": 1, "target": 0, "middle": 0.45}[answer], abs=0.1)
-    early = _Witness()
-    judge_swaps(early, TrainState({}, position=10), judges, fixed, b)
-    assert early.alarms == []  # a warm start begins as a copy
 
 
 def test_the_identity_wanted_may_be_the_persons(trained):

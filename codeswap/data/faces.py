@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from codeswap.data.manifest import CARD, read_card, read_manifest
+from codeswap.data.manifest import CARD, HELD_OUT, read_card, read_manifest
 from codeswap.data.remote import URL, RemoteShardError, ShardCache, remote_url
 from codeswap.data.shards import DamagedShardError, Place, decode, read_facts, read_image
 
@@ -29,6 +29,11 @@ def training_folders(root: Path) -> list[Path]:
     if not folders:
         raise ValueError(f"{root} holds no data set: run `dvc repro` for the `shard` stage of a training set")
     return folders
+
+
+def held_out_folders(root: Path) -> list[Path]:
+    """The folders of faces held out of the training sets below `root` (data/shards/train), sorted; maybe none."""
+    return sorted(path.parent for path in root.glob(f"[!.]*/{HELD_OUT}/{CARD}"))
 
 
 def to_float(image: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:

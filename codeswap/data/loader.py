@@ -11,17 +11,17 @@ Batch = TypeVar("Batch")
 
 
 def rank_slice(start: int, batch: int, rank: int, world: int) -> np.ndarray:
-    """The positions that `rank` of `world` takes of the global batch that begins at `start`: its contiguous part.
+    """The positions that `rank` of `world` takes of the global batch that begins at `start`: every `world`-th.
 
-    Raises ValueError when the parts would be unequal: losses are means over the global batch.
+    The first (last) share of every rank's batch then is the first (last) share of the global one, for any `world`:
+    losses of a part of the batch are the same ones. Raises ValueError when the parts would be unequal.
     """
     if batch < 1 or not 0 <= rank < world or batch % world:
         raise ValueError(
             f"a global batch of {batch} cannot be cut into equal parts for rank {rank} of {world}: "
             "choose a batch size that is a multiple of the number of processes"
         )
-    share = batch // world
-    return np.arange(start + rank * share, start + (rank + 1) * share)
+    return np.arange(start + rank, start + batch, world)
 
 
 def batches(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MANIFEST, QUARANTINE, CARD = "manifest.parquet", "quarantine.parquet", "card.json"
+HELD_OUT = "held_out"  # folder inside a training set's: a data set of the faces that no training sees
 
 # Lists of free length, because Parquet does not give back fixed ones that hold nulls.
 SCHEMA = pa.schema(

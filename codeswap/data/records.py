@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from codeswap.types import Config
 
@@ -58,8 +58,15 @@ class Source(Config, ABC):
     seed: int = 2024  # of everything drawn: the order of training faces, `limit`, frames of a video
     limit: int | None = Field(None, ge=1)  # use only so many records, drawn by the seed
     shard_size: int = Field(1000, ge=1)  # records of one shard
+    validation: int = Field(0, ge=0)  # of a training set: about so many faces that no training sees, to validate on
     aligned: bool = True  # pictures are FFHQ-aligned squares already; else faces are detected and aligned
     min_size: int = Field(0, ge=0)  # shorter side of a usable picture; of the face's box where faces are detected
+
+    @model_validator(mode="after")
+    def _only_training_sets_are_validated(self) -> "Source":
+        if self.validation and self.split == "test":
+            raise ValueError("validation: faces are held out of training sets; a test set is never trained on")
+        return self
 
     @abstractmethod
     def missing(self) -> list[str]:

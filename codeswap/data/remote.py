@@ -12,6 +12,8 @@ from pathlib import Path
 import fsspec
 from filelock import FileLock
 
+from codeswap.data.manifest import HELD_OUT
+
 # Environment: any address fsspec knows (s3://..., gs://..., file://...), with <split>/<data set>/<shard> below it.
 URL = "CODESWAP_SHARDS"
 FOLDER = "CODESWAP_SHARD_CACHE"  # default runs/shards; put it on a disk of the machine
@@ -28,7 +30,8 @@ class RemoteShardError(ValueError):
 def remote_url(folder: Path, shard: str) -> str | None:
     """Address of a shard of data set folder `data/shards/<split>/<name>`, or None when no object store is named."""
     base = os.environ.get(URL)
-    return f"{base.rstrip('/')}/{folder.parent.name}/{folder.name}/{shard}" if base else None
+    place = "/".join(folder.parts[-3 if folder.name == HELD_OUT else -2 :])
+    return f"{base.rstrip('/')}/{place}/{shard}" if base else None
 
 
 class ShardCache:

@@ -5,6 +5,7 @@ import re
 from itertools import islice
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -48,6 +49,7 @@ LISTING = pa.schema(
         ("wanted", pa.int32()),
     ]
 )
+_VALIDATION_PART = 16
 _AT_ONCE = 50_000  # records that are Python objects at a time
 
 
@@ -73,3 +75,30 @@ def listed(name: str, source: Source) -> pa.Table:
         raise ValueError(f"data set {name!r}: {one} and {other} differ by suffix only: keep one of them")
     table = table.sort_by("lot").slice(0, source.limit).drop_columns("lot")
     return table if source.split == "train" else table.sort_by("key")
+
+
+def split_validation(table: pa.Table, source: Source) -> tuple[pa.Table, pa.Table]:
+    """A listing cut into what is trained on and what is held out: all pictures of some persons, about
+    `source.validation` of them and at most a sixteenth of the set.
+
+    Persons are taken in the listing's order, which is drawn by lot; those with more pictures than are still wanted are
+    passed over, so that a set of a few persons may give none.
+    """
+    wanted = min(source.validation, len(table) // _VALIDATION_PART)
+    if not wanted:
+        return table, table.slice(0, 0)
+    person = table["identity"].combine_chunks().dictionary_encode()
+    code = person.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    alone = code < 0
+    code[alone] = len(person.dictionary) + np.arange(alone.sum())  # of nobody known: a person each
+    pictures = np.bincount(code)
+    first = np.unique(code, return_index=True)
+    chosen, taken = [], 0
+    for one in first[0][np.argsort(first[1])].tolist():
+        if taken + pictures[one] <= wanted:
+            chosen.append(one)
+            taken += pictures[one]
+        if taken == wanted:
+            break
+    held = np.isin(code, chosen)
+    return table.filter(pa.array(~held)), table.filter(pa.array(held))

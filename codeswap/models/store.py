@@ -24,8 +24,8 @@ class StoredModelError(ValueError):
     """A model folder that cannot be used; the message says which, why, and how to get a good one."""
 
 
-def save_model(folder: Path, module: nn.Module, card: Mapping[str, object]) -> str:
-    """Writes weights, buffers and card beside `folder` and renames: whole or absent. Returns the weights' sha256.
+def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, object]) -> str:
+    """Writes a module's state dict and card beside `folder` and renames: whole or absent. Returns the weights' sha256.
 
     `card` needs at least `kind` (codebook, swap or mask) and `config`: every Config group that rebuilds the module,
     dumped by `model_dump(mode="json")`. Its `lineage` should name each parent model by this sha256, e.g.
@@ -34,7 +34,7 @@ def save_model(folder: Path, module: nn.Module, card: Mapping[str, object]) -> s
     missing = {"kind", "config"} - set(card)
     if missing:
         raise ValueError(f"the card of {folder} lacks {sorted(missing)}")
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     sha256 = hashlib.sha256(weights).hexdigest()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

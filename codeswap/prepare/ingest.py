@@ -16,6 +16,7 @@ from codeswap.data.align import align, apply, crop_transform, quad_of, resized
 from codeswap.data.manifest import (
     CARD,
     FACTS,
+    HELD_OUT,
     MANIFEST,
     QUARANTINE,
     QUARANTINE_SCHEMA,
@@ -28,10 +29,12 @@ from codeswap.data.manifest import (
 )
 from codeswap.data.records import Raw, Record, Source, UnusableError
 from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
-from codeswap.data.sources import listed
+from codeswap.data.sources import listed, split_validation
 from codeswap.perception.roles import REMEDIES, PerceptionError, RoleConfig, verify
 from codeswap.prepare.blocks import cluster, publish, run_blocks
 from codeswap.types import Detection
+
+_HELD_OUT = b"held_out"  # in the plan's metadata: how many of the last blocks are
 
 
 @runtime_checkable
@@ -63,13 +66,18 @@ class Summary(NamedTuple):
 def plan(name: str, source: Source, path: Path) -> int:
     """Lists the inputs of data set `name` into a Parquet file at `path`, one row group for each shard.
 
-    The same inputs give the same bytes, so the file names the work: part of the run's fingerprint. Returns the number
-    of shards. Raises MissingDataError when something is not in its place.
+    The last ones are held out for validation; the file's metadata say how many. The same inputs give the same bytes, so
+    the file names the work: part of the run's fingerprint. Returns the number of shards. Raises MissingDataError when
+    something is not in its place.
     """
-    table = listed(name, source)
+    parts = split_validation(listed(name, source), source)
+    shards, held_out = (-(-len(part) // source.shard_size) for part in parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=source.shard_size)
-    return -(-len(table) // source.shard_size)
+    columns = parts[0].schema.with_metadata({_HELD_OUT: str(held_out)})
+    with pq.ParquetWriter(path, columns) as writer:
+        for part in parts:
+            writer.write_table(part.cast(columns), row_group_size=source.shard_size)
+    return shards + held_out
 
 
 def ingest(
@@ -82,10 +90,11 @@ def ingest(
     """
     begun = time.perf_counter()
     blocks = pq.ParquetFile(planned).num_row_groups
+    training = blocks - _held_out_blocks(planned)
     shards, parts = run / "shards", run / "parts"
-    shards.mkdir(parents=True, exist_ok=True)
+    (shards / HELD_OUT).mkdir(parents=True, exist_ok=True)
     parts.mkdir(exist_ok=True)
-    open_blocks = [number for number in range(blocks) if not _part(parts, number, MANIFEST).exists()]
+    open_blocks = [number for number in range(blocks) if not _part(parts / f"{number:05d}", MANIFEST).exists()]
     made = 0.0
     if open_blocks:
         if not source.aligned and pq.read_table(planned, columns=["points"])["points"].null_count:
@@ -97,14 +106,27 @@ def ingest(
             working = time.perf_counter()
             reports = run_blocks(_ShardMaker, arguments, open_blocks, name, holds=False)
             made = sum(report["faces"] for report in reports) / (time.perf_counter() - working)
-    write_tables(shards / QUARANTINE, [_part(parts, number, QUARANTINE) for number in range(blocks)], QUARANTINE_SCHEMA)
-    write_tables(shards / MANIFEST, [_part(parts, number, MANIFEST) for number in range(blocks)], SCHEMA)
+    summary = _close(name, source, image, shards, [parts / f"{number:05d}" for number in range(training)])
+    if summary.kept == 0:
+        first = read_quarantine(shards).slice(0, 1).to_pylist()[0]
+        raise ValueError(
+            f"data set {name!r}: none of {summary.inputs} inputs gave a face: {summary.quarantined}, first {first}"
+        )
+    held_out = [parts / f"{number:05d}" for number in range(training, blocks)]
+    if not held_out or _close(name, source, image, shards / HELD_OUT, held_out).kept == 0:
+        shutil.rmtree(shards / HELD_OUT)
+    publish(shards, out)
+    shutil.rmtree(run)
+    return summary._replace(seconds=time.perf_counter() - begun, images_per_second=made)
+
+
+def _close(name: str, source: Source, image: ImageConfig, shards: Path, parts: list[Path]) -> Summary:
+    """Writes manifest, quarantine and card of finished shards from the parts of their blocks."""
+    write_tables(shards / QUARANTINE, [_part(part, QUARANTINE) for part in parts], QUARANTINE_SCHEMA)
+    write_tables(shards / MANIFEST, [_part(part, MANIFEST) for part in parts], SCHEMA)
     manifest = read_manifest(shards, ["identity", "licence", "shard"])
     rejected = read_quarantine(shards)
     reasons = _counts(rejected["reason"])
-    if len(manifest) == 0:
-        first = rejected.slice(0, 1).to_pylist()[0]
-        raise ValueError(f"data set {name!r}: none of {len(rejected)} inputs gave a face: {reasons}, first {first}")
     sizes = {file: (shards / file).stat().st_size for file in sorted(manifest["shard"].unique().to_pylist())}
     inputs = len(manifest) + len(rejected)
     write_card(
@@ -123,18 +145,19 @@ def ingest(
             "shards": sizes,
         },
     )
-    publish(shards, out)
-    shutil.rmtree(run)
-    seconds = time.perf_counter() - begun
-    return Summary(inputs, len(manifest), reasons, len(sizes), sum(sizes.values()), seconds, made)
+    return Summary(inputs, len(manifest), reasons, len(sizes), sum(sizes.values()), 0.0, 0.0)
+
+
+def _held_out_blocks(planned: Path) -> int:
+    return int(pq.ParquetFile(planned).schema_arrow.metadata[_HELD_OUT])
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in sorted(pc.value_counts(column).to_pylist(), key=str)}
 
 
-def _part(parts: Path, number: int, kind: str) -> Path:
-    return parts / f"{number:05d}.{kind}"
+def _part(part: Path, kind: str) -> Path:
+    return part.with_name(f"{part.name}.{kind}")
 
 
 @lru_cache(maxsize=1)
@@ -163,6 +186,7 @@ class _ShardMaker:
     ):
         self.name, self.source, self.image = name, source, image
         self.planned, self.run, self.detector = planned, run, detector
+        self.training = pq.ParquetFile(planned).num_row_groups - _held_out_blocks(planned)
 
     def __call__(self, number: int) -> dict[str, float]:
         rows = pq.ParquetFile(self.planned).read_row_group(number).to_pylist()
@@ -170,11 +194,12 @@ class _ShardMaker:
         rejected: list[dict[str, str]] = []
         made = list(self._faces(records, rejected))
         file = f"{number:05d}.tar"
-        places = write_shard(self.run / "shards" / file, [sample for sample, _ in made], self.image) if made else []
+        shards = self.run / "shards" / ("" if number < self.training else HELD_OUT)
+        places = write_shard(shards / file, [sample for sample, _ in made], self.image) if made else []
         rows = [facts | {"shard": file} | place._asdict() for (_, facts), place in zip(made, places, strict=True)]
-        parts = self.run / "parts"
-        write_rows(_part(parts, number, QUARANTINE), rejected, QUARANTINE_SCHEMA)
-        write_rows(_part(parts, number, MANIFEST), rows, SCHEMA)  # last: it says that the block is finished
+        part = self.run / "parts" / f"{number:05d}"
+        write_rows(_part(part, QUARANTINE), rejected, QUARANTINE_SCHEMA)
+        write_rows(_part(part, MANIFEST), rows, SCHEMA)  # last: it says that the block is finished
         return {"faces": len(rows) + len(rejected)}
 
     def _faces(

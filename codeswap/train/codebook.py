@@ -1,14 +1,13 @@
 """Stage 1: the VQGAN whose codebook is the prior (METHOD §A). `train_codebook` is the whole training."""
 
 import copy
-import math
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image as Picture
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
 
 from codeswap.data.faces import to_float
 from codeswap.data.order import OrderConfig, order_faces
@@ -26,8 +25,6 @@ from codeswap.losses.image import (
 )
 from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
 from codeswap.models.quantizer import (
-    Assignments,
-    Codebook,
     DecodingMix,
     QuantizerConfig,
     codes_used,
@@ -36,11 +33,14 @@ from codeswap.models.quantizer import (
 )
 from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.perception.roles import load
+from codeswap.train.alarms import codebook_alarms
+from codeswap.train.codes import learn_codes, start_codes
 from codeswap.train.engine import Engine, EngineConfig, held
 from codeswap.train.feeds import FaceFeed, open_training_faces, pixel_weights
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
+from codeswap.train.validation import HeldOut, load_critics, validate_codebook
 from codeswap.types import Config, Image
 
 ROLES = ("identity_train", "expression_train")
@@ -97,25 +97,35 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
     """
     config, perception = params.codebook, root / "models" / "perception"
     engine = Engine(params.engine, params.seed, config.batch)
+    if engine.zero_stage == 3:
+        raise ValueError(
+            "Stage 1 writes codes between its steps, where ZeRO-3 has cut them into pieces: launch it with ZeRO-1 or 2 "
+            "(configs/accelerate/deepspeed_zero2.yaml), or without DeepSpeed"
+        )
     source = open_training_faces(root, *ROLES)
     parents = {"perception": perception / "card.json"}
     with Run(
         root, ("codebook", None, fingerprint), engine=engine, training=config, params=params, parents=parents
     ) as run:
+        place = root / "models" / "codebook"
+        if run.finished(place):
+            return
         order = order_faces(source.faces.shards, config.order, params.seed)
         feed = FaceFeed(source, order, params.seed, config.flip, parsing=config.weighs_regions)
-        fixed = FaceFeed(source, order.rekeyed("pictures"), params.seed, flip=False, parsing=config.weighs_regions)
+        first = FaceFeed(source, order.rekeyed("first codes"), params.seed, flip=False, parsing=config.weighs_regions)
 
         with engine.initialising("stage 1"):
             vqgan = VQGAN(params.vqgan, params.quantizer)
             discriminator = engine.place(PatchGAN(params.discriminator))
         if params.vqgan.linear_shortcut:
-            first = fixed(torch.arange(config.warm_up_images).numpy())
-            vqgan.start_from_principal_patches_(to_float(first.image))
+            images = first(torch.arange(config.warm_up_images).numpy()).image
+            vqgan.start_from_principal_patches_(to_float(images))
         engine.place(vqgan)
         perceptual = engine.frozen(load(perception, "perceptual")) if config.perceptual else None
         identity = engine.frozen(load(perception, "identity_train")) if config.identity else None
         expression = engine.frozen(load(perception, "expression_train")) if config.expression else None
+        held_out = HeldOut(engine, root, source.faces, config.validation)
+        critics = load_critics(engine, perception)
 
         opt_g = engine.adam(vqgan, config.lr, config.betas, config.weight_decay)
         opt_d = engine.adam(discriminator, config.lr, config.betas, config.weight_decay)
@@ -124,8 +134,8 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             state.modules["ema"] = copy.deepcopy(vqgan).requires_grad_(False)
         run.resume(state)
         idle_codes = config.warm_up > 0 and vqgan.codebook.weight.requires_grad
-        trained, opt_g = engine.prepare(vqgan, opt_g, partly_used=idle_codes)
-        judge, opt_d = engine.prepare(discriminator, opt_d)
+        trained, opt_g = engine.prepare(vqgan, opt_g, config.clip, partly_used=idle_codes)
+        judge, opt_d = engine.prepare(discriminator, opt_d, config.clip)
         codes_started = bool(vqgan.codebook.observed > 0) or params.quantizer.init == "uniform"
         stream = run.batches(state, feed)
 
@@ -139,7 +149,8 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                 weights = pixel_weights(faces.parsing, config.skin_weight, config.feature_weight)
             token_weights = None if weights is None else F.avg_pool2d(weights, params.vqgan.downsample).flatten(1)
             if with_codes and not codes_started:
-                start_codes(engine, vqgan, fixed, config)
+                regions = (config.skin_weight, config.feature_weight) if config.weighs_regions else None
+                start_codes(engine, vqgan, first, config.warm_up_images, regions)
                 codes_started = True
             for optimizer in (opt_g, opt_d):
                 set_lr(optimizer, config.lr_at(begin))
@@ -181,7 +192,9 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                         weights=token_weights,
                     )  # fmt: skip
                     loss = loss + terms["code"]
-            engine.step(loss, trained, opt_g, config.clip)
+            if not engine.step(loss, trained, opt_g, guard=config.skip_nonfinite > 0):
+                run.skip(state)
+                continue
             if with_codes:
                 restart = begin < config.restart_until * config.samples and state.step % config.restart_every == 0
                 drawn = engine.generator(state.step, "restart") if restart else None
@@ -192,7 +205,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                 with engine.autocast():
                     real, fake = judge(x).float(), judge(picture.detach()).float()  # apart: BatchNorm sees one kind
                     terms["discriminator"] = discriminator_loss(real, fake, config.adversarial_form)
-                engine.step(terms["discriminator"], judge, opt_d, config.clip)
+                engine.step(terms["discriminator"], judge, opt_d)
 
             state.step += engine.complete
             if config.ema and engine.complete:
@@ -200,17 +213,20 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             run.add(state, terms)
             if run.due(state, config.log_every):
                 usage = vqgan.codebook.usage
-                run.log(state, {"codes_used": codes_used(usage).item(), "perplexity": perplexity(usage).item()})
-            if run.due(state, config.picture_every) and engine.main:
-                faces = fixed(torch.arange(config.pictures).numpy())
-                show(run, state, state.modules.get("ema", vqgan), to_float(engine.to_device(faces.image)))
+                used = {"codes_used": codes_used(usage).item(), "perplexity": perplexity(usage).item()}
+                run.alarm(*codebook_alarms(config, state.position, run.log(state, used), params.quantizer.n_codes))
+            if run.due(state, config.validate_every):
+                averaged = state.modules.get("ema", vqgan)
+                run.validated(state, validate_codebook(engine, critics, held_out, averaged), averaged)
+                if engine.main:
+                    run.picture(state, "reconstruction", show(averaged, held_out.image[: config.pictures]))
             if run.due(state, config.checkpoint_every):
                 run.checkpoint(state)
             run.stop_if_asked(state)
         stream.close()
         groups = ("vqgan", "quantizer", "codebook", "discriminator")
         run.finish(
-            root / "models" / "codebook",
+            place,
             state.modules.get("ema", vqgan),
             {
                 "kind": "codebook",
@@ -232,43 +248,6 @@ def _mix(engine: Engine, params: CodebookParams, step: int, with_codes: bool) ->
 
 
 @torch.no_grad()
-def start_codes(engine: Engine, vqgan: VQGAN, fixed: FaceFeed, config: CodebookTraining) -> None:
-    """Sets the codes to k-means centres of the encodings of fixed images: the same on every process."""
-    vectors, weights = [], []
-    for start in range(0, config.warm_up_images, 32):
-        faces = fixed(torch.arange(start, min(start + 32, config.warm_up_images)).numpy())
-        vectors.append(tokens(vqgan.encode(to_float(engine.to_device(faces.image)))).flatten(0, 1).float())
-        if config.weighs_regions:
-            pixels = pixel_weights(faces.parsing, config.skin_weight, config.feature_weight)
-            weights.append(F.avg_pool2d(pixels, vqgan.config.downsample).flatten())
-    drawn = torch.Generator(engine.device).manual_seed(engine.seed_for(0, "k-means"))
-    vqgan.codebook.kmeans_(torch.cat(vectors), torch.cat(weights).to(engine.device) if weights else None, drawn)
-
-
-@torch.no_grad()
-def learn_codes(
-    engine: Engine,
-    codebook: Codebook,
-    seen: tuple[Tensor, Tensor, Tensor | None],
-    restart: torch.Generator | None,
-) -> Tensor:
-    """Code statistics of the global batch: usage, moving averages and, with a generator, restarts of dead codes.
-
-    `seen` are latents (b, n, d), their codes (b, n) and weights. Returns how many codes were restarted.
-    """
-    sums = Assignments(*(engine.sum(part) for part in codebook.assignments(*seen)))
-    codebook.observe_(sums)
-    if codebook.config.update == "ema":
-        codebook.ema_update_(sums)
-    restarted = 0
-    if codebook.config.restart_below and restart is not None:
-        flat = seen[0].detach().float().flatten(0, 1)
-        chosen = torch.randperm(len(flat), generator=restart)[:64]
-        restarted = codebook.restart_dead_(engine.gather(flat[chosen.to(flat.device)]))
-    return torch.tensor(float(restarted), device=engine.device)
-
-
-@torch.no_grad()
 def average_(ema: torch.nn.Module, module: torch.nn.Module, decay: float) -> None:
     """ema <- decay * ema + (1 - decay) * module; buffers are copied."""
     torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
@@ -277,16 +256,9 @@ def average_(ema: torch.nn.Module, module: torch.nn.Module, decay: float) -> Non
 
 
 @torch.no_grad()
-def show(run: Run, state: TrainState, vqgan: VQGAN, x: Image) -> None:
-    """Fixed faces, their reconstructions from nearest and from soft codes, as a picture and as PSNR."""
-    vqgan.eval()
-    z = tokens(vqgan.encode(x))
-    book = vqgan.codebook
-    decoded: dict[str, Image] = {
-        "nearest codes": vqgan.decode(feature_map(book.lookup(book.nearest(z)))),
-        "soft codes": vqgan.decode(feature_map(book.soft(z, 1.0))),
-    }
-    vqgan.train()
-    run.picture(state, "reconstruction", grid([x, *decoded.values()], ["input", *decoded]))
-    psnr = {name: 10 * math.log10(4 / F.mse_loss(image.clamp(-1, 1), x).item()) for name, image in decoded.items()}
-    run.note(state, {"fixed/psnr_nearest": psnr["nearest codes"], "fixed/psnr_soft": psnr["soft codes"]})
+def show(vqgan: VQGAN, x: Image) -> Picture:
+    """A grid of faces and their reconstructions from nearest and from soft codes."""
+    z, book = tokens(vqgan.encode(x)), vqgan.codebook
+    nearest = vqgan.decode(feature_map(book.lookup(book.nearest(z))))
+    soft = vqgan.decode(feature_map(book.soft(z, 1.0)))
+    return grid([x, nearest, soft], ["input", "nearest codes", "soft codes"])

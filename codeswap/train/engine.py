@@ -1,17 +1,16 @@
-"""The only door to accelerate, deepspeed and torch.distributed: the loops see `prepare`, `begin`, `step` and `mean`."""
+"""The only door to accelerate and torch.distributed: the loops see `prepare`, `begin`, `step` and `mean`."""
 
 import atexit
 import contextlib
-import ctypes
+import copy
 import hashlib
 import inspect
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,10 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from codeswap.train.muon import MuonWithAdamW
+from codeswap.train.processes import LaunchError, check_launch, end_with_launcher, use_cuda
+from codeswap.train.zero import ZeroModule
 from codeswap.types import Config
 
 Batch = TypeVar("Batch", bound=NamedTuple)
-STOPPED = 75  # EX_TEMPFAIL: "stopped on request, run the same command again"
 _DDP = nn.parallel.DistributedDataParallel
 _SYNC_BUFFERS = (  # torch 2.14 gave the argument a new name and warns at the old one
     "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(_DDP).parameters else "broadcast_buffers"
@@ -36,6 +36,9 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class EngineConfig(Config):
     """How a training uses the machine. How many processes there are is the launcher's business (configs/accelerate)."""
 
+    machine: ClassVar[frozenset[str]] = frozenset(  # all but precision: other numbers then differ by rounding alone
+        {"device", "accumulation", "threads", "readers", "prefetch", "channels_last", "compile", "fused_optimizer"}
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 autocast; 10-20 times slower than fp32 on a CPU without AMX
     accumulation: PositiveInt = 1  # a global batch is computed in this many parts
@@ -47,33 +50,6 @@ class EngineConfig(Config):
     fused_optimizer: bool = False
 
 
-class LaunchError(ValueError):
-    """The processes that run are not those that the launcher was asked for."""
-
-
-def _check_launch(environment: Mapping[str, str]) -> None:
-    """`accelerate launch --cpu --num_processes 2` sets a meeting point and then silently starts one process."""
-    if "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
-        raise LaunchError(
-            "the launcher was asked for several processes but started one: accelerate does this with --cpu or a "
-            "MULTI_CPU file. Use `accelerate launch --config_file configs/accelerate/cpu2.yaml` or torchrun"
-        )
-
-
-def _end_with_launcher(environment: Mapping[str, str]) -> None:
-    """A launcher killed with SIGKILL would leave its processes training, and the same command could not resume."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in environment:
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def _use_cuda(config: EngineConfig) -> bool:
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if config.device == "cuda" and torch.cuda.device_count() < local:
-        raise LaunchError(f"{local} processes on this machine but {torch.cuda.device_count()} CUDA devices")
-    return config.device != "cpu" and torch.cuda.device_count() >= local and torch.cuda.is_available()
-
-
 class Engine:
     """One process of a training: device, precision, gradients of the global batch, agreement between processes.
 
@@ -81,10 +57,10 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, seed: int, batch: int) -> None:
-        _check_launch(os.environ)
-        _end_with_launcher(os.environ)
+        check_launch(os.environ)
+        end_with_launcher(os.environ)
         torch.set_num_threads(config.threads)
-        cuda = _use_cuda(config)
+        cuda = use_cuda(config.device)
         deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
         together = [InitProcessGroupKwargs(backend="nccl" if cuda else "gloo")] if "WORLD_SIZE" in os.environ else []
         # cpu=True would switch DeepSpeed off; without a named backend DeepSpeed's CPU ranks each believe to be alone
@@ -93,6 +69,7 @@ class Engine:
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         self.device, self.main = self._accelerator.device, self._accelerator.is_main_process
         self.deepspeed = self._accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.zero_stage = self._accelerator.state.deepspeed_plugin.zero_stage if self.deepspeed else 0
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if asked != self.world:
             raise LaunchError(f"WORLD_SIZE={asked} but {self.world} process(es) joined: check the launcher's file")
@@ -104,6 +81,8 @@ class Engine:
         self.micro_batch = batch // config.accumulation  # over all processes
         atexit.register(self._accelerator.end_training)
         self._part, self._prepared, self._signal = -1, list[nn.Module](), 0
+        self._clip: dict[nn.Module, float | None] = {}  # largest norm of the gradient, by what `prepare` returned
+        self._zero: dict[nn.Module | Optimizer, ZeroModule] = {}  # by plain module and by plain optimizer
         # Ray runs trainings in a thread, which receives no signals; it restarts them itself
         numbers = _STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
         self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
@@ -139,21 +118,20 @@ class Engine:
         )
 
     def prepare(
-        self, module: nn.Module, optimizer: Optimizer, partly_used: bool = False
+        self, module: nn.Module, optimizer: Optimizer, clip: float | None = None, partly_used: bool = False
     ) -> tuple[nn.Module, Optimizer]:
         """The module to call in a training step (gradients then are means over the global batch) and its optimizer.
 
         Several processes: DistributedDataParallel around `module`, or a DeepSpeed engine when launched with one.
-        `partly_used`: some steps leave parameters without gradient. States are kept from the plain `module`.
+        `clip`: largest norm of the gradient. `partly_used`: some steps leave parameters without gradient.
         """
         if self.config.compile:
             module.compile()
         if self.deepspeed:
-            plugin = self._accelerator.state.deepspeed_plugin.deepspeed_config
-            plugin["train_micro_batch_size_per_gpu"] = self.micro_batch // self.world
-            plugin["gradient_accumulation_steps"] = self.config.accumulation
-            return self._accelerator.prepare(module, optimizer)
-        if self.world > 1:
+            zero = ZeroModule(module, optimizer, self._zero_config(clip), self.rank, self.world)
+            self._zero[module] = self._zero[optimizer] = zero
+            module, optimizer = zero.call, zero.optimizer
+        elif self.world > 1:
             module = _DDP(
                 module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -164,7 +142,28 @@ class Engine:
                 **{_SYNC_BUFFERS: False},
             )
             self._prepared.append(module)
+        self._clip[module] = clip
         return module, optimizer
+
+    def _zero_config(self, clip: float | None) -> dict[str, object]:
+        """The launcher's DeepSpeed file, with what the parameters say filled in."""
+        config = copy.deepcopy(self._accelerator.state.deepspeed_plugin.deepspeed_config)
+        config["train_micro_batch_size_per_gpu"] = self.micro_batch // self.world
+        config["gradient_accumulation_steps"] = self.config.accumulation
+        config["gradient_clipping"] = clip or 0.0
+        if self.config.precision == "bf16":  # DeepSpeed switches off an autocast that it does not know of
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        return config
+
+    def module_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """`module.state_dict()` of whole tensors, copied to the CPU, however it is trained. Collective."""
+        if module in self._zero:
+            return self._zero[module].module_state()
+        return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, object]:
+        """`optimizer.state_dict()` of whole tensors, however it is trained. Collective."""
+        return self._zero[optimizer].optimizer_state() if optimizer in self._zero else optimizer.state_dict()
 
     def begin(self, batch: Batch) -> Batch:
         """Moves a batch to the device and opens its (part of a) step."""
@@ -189,26 +188,31 @@ class Engine:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def step(self, loss: Tensor, module: nn.Module, optimizer: Optimizer, clip: float | None = None) -> None:
+    def step(self, loss: Tensor, module: nn.Module, optimizer: Optimizer, guard: bool = False) -> bool:
         """Adds the gradient of `loss` (a mean over this part) and, when the batch is complete, updates `module`.
 
-        Raises ValueError for `clip` under DeepSpeed, which clips by its own configuration only.
+        `module` and `optimizer` are what `prepare` returned. With `guard` a gradient that is not finite updates
+        nothing, and the answer, the same on all processes, is False; that waits for the device.
         """
         if self.deepspeed:
-            if clip is not None:
-                raise ValueError(
-                    f"clip: {clip} is not applied under DeepSpeed: set gradient_clipping in its file "
-                    "(configs/deepspeed) and clip: null"
-                )
+            if guard:
+                raise ValueError("skip_nonfinite: DeepSpeed updates without asking; set it to 0, or use DDP")
             module.backward(loss)
             module.step()
-            return
+            return True
         (loss / self.config.accumulation).backward()
-        if self.complete:
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+        if not self.complete:
+            return True
+        finite = True
+        if guard:  # gradients are means over the processes: all of them see the same
+            norms = torch._foreach_norm([p.grad for p in module.parameters() if p.grad is not None])
+            finite = bool(torch.stack(norms).isfinite().all())
+        if finite:
+            if self._clip[module] is not None:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), self._clip[module])
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
+        return finite
 
     def seed_for(self, step: int, purpose: str, apart: bool = False) -> int:
         """A seed for `purpose` at `step`; `apart`: another one on each process."""
@@ -228,8 +232,7 @@ class Engine:
 
     def rows(self, whole: Tensor) -> Tensor:
         """This process' share of a tensor with one row per sample of the (micro) batch over all processes."""
-        share = len(whole) // self.world
-        return whole[self.rank * share : (self.rank + 1) * share].to(self.device)
+        return whole[self.rank :: self.world].to(self.device)  # as data/loader.py cuts a batch
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the processes, on all of them."""
@@ -243,7 +246,7 @@ class Engine:
         return self.sum(tensor) / self.world
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all processes in the order of the global batch, on all of them."""
+        """Rows of all processes, one process after the other, on all of them."""
         if self.world == 1:
             return tensor
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]

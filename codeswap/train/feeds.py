@@ -1,7 +1,7 @@
 """Positions -> batches of faces (Stage 1) and of pairs (Stages 2 and 3), with what the annotations know of them."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ from codeswap.data.pairs import Pairing
 from codeswap.perception.roles import card
 from codeswap.types import FACE_CLASSES, FEATURE_CLASSES, Mask
 
+T_co = TypeVar("T_co", covariant=True)
 SKIN = 1
+
+
+class Feed(Protocol[T_co]):
+    """Positions -> a batch, and in words: which faces these are."""
+
+    def __call__(self, positions: np.ndarray) -> T_co: ...
+
+    def describe(self, positions: np.ndarray) -> list[dict[str, object]]: ...
 
 
 class FaceBatch(NamedTuple):
@@ -97,6 +106,15 @@ class FaceFeed:
             annotations.expression[index, flip.astype(np.int64)],
         )
 
+    def describe(self, positions: np.ndarray) -> list[dict[str, object]]:
+        """Which face stands at each position: its key, and whether it is mirrored."""
+        index, flip = self._order.at(positions), self._flip & (uniform(self._key, positions) < 0.5)
+        keys = self._source.faces.key_column.take(index).to_pylist()
+        return [
+            {"position": position, "face": key, "mirrored": mirrored}
+            for position, key, mirrored in zip(positions.tolist(), keys, flip.tolist(), strict=True)
+        ]
+
 
 class PairFeed:
     """Batches of pairs; the first `siblings` of each batch with another picture of b's person, mirrored as b is.
@@ -128,6 +146,16 @@ class PairFeed:
             faces.images(pairs.sibling_b[:n], pairs.flip_b[:n]) if n else None,
             torch.from_numpy(pairs.sibling_b[:n] != pairs.b[:n]).float() if n else None,
         )
+
+    def describe(self, positions: np.ndarray) -> list[dict[str, object]]:
+        """Which two faces meet at each position: their keys, and whether they are mirrored."""
+        pairs, column = self._pairing.at(positions), self._source.faces.key_column
+        rows = zip(
+            positions.tolist(), column.take(pairs.a).to_pylist(), column.take(pairs.b).to_pylist(),
+            pairs.flip_a.tolist(), pairs.flip_b.tolist(), strict=True,
+        )  # fmt: skip
+        names = ("position", "a", "b", "a_mirrored", "b_mirrored")
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def _wanted(self, index: np.ndarray, flip: np.ndarray) -> Tensor:
         own, person = self._source.annotations.identity[index, flip], self._source.faces.identity[index]

@@ -1,8 +1,8 @@
 """Stage 3: the mask generator (METHOD §D), first to the parsed face (Eq. 15), then by the losses of Stage 2."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image as Picture
@@ -18,16 +18,17 @@ from codeswap.models.codeswap import load_fusion, load_vqgan
 from codeswap.models.fusion import Fusion
 from codeswap.models.mask import MaskConfig, MaskGenerator, blend
 from codeswap.models.vqgan import VQGAN, feature_map, tokens
+from codeswap.train.alarms import mask_alarms
 from codeswap.train.engine import Engine, EngineConfig
 from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
 from codeswap.train.objective import Pictures, SwapWeights, load_judges, picture_terms
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
+from codeswap.train.validation import HeldOut, load_critics, validate_mask
 from codeswap.types import Config, Image, Mask
 
 ROLES = ("identity_train", "expression_train", "pose")
-COLLAPSED = (0.05, 0.7)  # a mean of M outside means an empty or a full mask
 
 
 class MaskTraining(TrainingConfig):
@@ -78,24 +79,25 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
         params=params,
         parents={k: v / "card.json" for k, v in parents.items()},
     ) as run:
+        place = root / "models" / "mask" / variant
+        if run.finished(place):
+            return
         order = order_faces(source.faces.shards, config.order, params.seed)
         pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
         feed = PairFeed(source, pairing, parsing=True, person=config.weights.identity_of == "person")
-        different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
-        fixed = PairFeed(
-            source, Pairing(order.rekeyed("watch"), source.faces.identity, different, params.seed), parsing=True
-        )
 
         vqgan = engine.frozen(load_vqgan(codebook))
         fusion = engine.frozen(load_fusion(swap, vqgan))
         judges = load_judges(engine, perception, config.weights)
+        held_out = HeldOut(engine, root, source.faces, config.validation)
+        critics = load_critics(engine, perception)
         with engine.initialising("stage 3"):
             generator = engine.place(MaskGenerator(params.mask_generator, vqgan.config))
 
         optimizer = engine.adam(generator, config.lr, config.betas, config.weight_decay)
         state = TrainState({"mask": generator}, {"mask": optimizer})
         run.resume(state)
-        trained, optimizer = engine.prepare(generator, optimizer)
+        trained, optimizer = engine.prepare(generator, optimizer, config.clip)
         stream = run.batches(state, feed)
 
         while state.position < config.samples:
@@ -131,26 +133,27 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                     loss = config.weights.total(swapped) + config.anchor * terms["mask"]
                     loss = loss + config.coverage * terms["coverage"] + config.binarisation * terms["binarisation"]
                 terms["total"] = loss
-            engine.step(loss, trained, optimizer, config.clip)
+            if not engine.step(loss, trained, optimizer, guard=config.skip_nonfinite > 0):
+                run.skip(state)
+                continue
 
             state.step += engine.complete
             with torch.no_grad():
                 statistics = mask_statistics(mask, truth)
             run.add(state, terms | {f"mask_{name}": value for name, value in statistics._asdict().items()})
             if run.due(state, config.log_every):
-                mean = run.log(state)["mask_mean"]
-                if not COLLAPSED[0] <= mean <= COLLAPSED[1]:
-                    run.alarm("mask", f"mean of M is {mean:.3f}, expected {COLLAPSED[0]}..{COLLAPSED[1]}: it collapsed")
-            if run.due(state, config.picture_every) and engine.main:
-                pairs = fixed(np.arange(config.pictures))
-                a, b = (to_float(engine.to_device(image)) for image in (pairs.image_a, pairs.image_b))
-                run.picture(state, "mask", show(vqgan, fusion, generator, a, b))
+                run.alarm(*mask_alarms(run.log(state)))
+            if run.due(state, config.validate_every):
+                masked = [mask_swap(vqgan, fusion, generator, a, b) for a, b in held_out.parts()]
+                run.validated(state, validate_mask(engine, critics, held_out, masked), generator)
+                if engine.main:
+                    run.picture(state, "mask", show(held_out, masked, config.pictures))
             if run.due(state, config.checkpoint_every):
                 run.checkpoint(state)
             run.stop_if_asked(state)
         stream.close()
         run.finish(
-            root / "models" / "mask" / variant,
+            place,
             generator,
             {
                 "kind": "mask",
@@ -195,10 +198,16 @@ def soften(mask: Mask, sigma: float) -> Mask:
 
 
 @torch.no_grad()
-def show(vqgan: VQGAN, fusion: Fusion, generator: MaskGenerator, a: Image, b: Image) -> Picture:
-    """A grid of pairs: source, target, naive swap, mask, blend."""
+def mask_swap(vqgan: VQGAN, fusion: Fusion, generator: MaskGenerator, a: Image, b: Image) -> tuple[Image, Mask]:
+    """The naive swaps of a onto b, and their masks."""
     naive, _, from_target, from_swap = swap_with_features(vqgan, fusion, a, b)
     n = len(b)
-    mask = generator([x[:n] for x in from_target], [x[:n] for x in from_swap])
-    rows = [a, b, naive[:n], mask * 2 - 1, blend(naive[:n], b, mask)]
+    return naive[:n], generator([x[:n] for x in from_target], [x[:n] for x in from_swap]).float()
+
+
+def show(held_out: HeldOut, masked: Sequence[tuple[Image, Mask]], count: int) -> Picture:
+    """A grid of pairs: source, target, naive swap, mask, blend."""
+    naive, mask = (torch.cat(parts)[:count] for parts in zip(*masked, strict=True))
+    a, b = held_out.image[:count], held_out.target[:count]
+    rows = [a, b, naive, mask * 2 - 1, blend(naive, b, mask)]
     return grid(rows, ["source a", "target b", "naive swap", "mask", "blended"])

@@ -163,6 +163,6 @@ def calibrate(engine: Engine, judges: Judges, weights: SwapWeights, pairs: PairB
     found = Calibration(perceptual, expression)
     if engine.main:
         text = f"calibration: perceptual {perceptual:.3f} + expression {expression:.3f} oppose a plain exchange"
-        advice = "" if found.fits else "; Eq. 9 alone needs {:g}..{:g}: watch fixed/exchanged".format(*CALIBRATED)
+        advice = "" if found.fits else "; Eq. 9 alone needs {:g}..{:g}: watch val/exchanged".format(*CALIBRATED)
         print(text + advice, flush=True)
     return found

@@ -1,14 +1,13 @@
 """A run folder: its lock, resuming, log lines, checkpoints, and the out that is written whole at the end."""
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -20,11 +19,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from codeswap.data.loader import batches
+from codeswap.data.manifest import write_bytes
 from codeswap.data.pictures import save_png
-from codeswap.models.store import CARD, save_model
-from codeswap.train.engine import STOPPED, Engine
+from codeswap.models.store import CARD
+from codeswap.train import outs
+from codeswap.train.alarms import Alarm, speed_alarms
+from codeswap.train.checkpoints import CheckpointWriter
+from codeswap.train.engine import Engine
+from codeswap.train.feeds import Feed
+from codeswap.train.lock import lock_folder
+from codeswap.train.meter import Meter
+from codeswap.train.processes import STOPPED, Stopped
 from codeswap.train.schedule import TrainingConfig
-from codeswap.train.state import TrainState, load_state, newest_intact, save_state
+from codeswap.train.state import TrainState, load_state, newest_intact, snapshot
 from codeswap.train.tracking import Curve, Tracker, git_commit
 from codeswap.types import Config
 
@@ -32,40 +39,11 @@ T = TypeVar("T")
 _SPEAK_SECONDS = 20.0  # between console lines when there is no terminal
 
 
-class RunLockedError(ValueError):
-    """Another living process works in this run folder."""
-
-
-class Stopped(SystemExit):
-    """A signal asked to stop; the state is on disk and the same command resumes. Exit code 75."""
-
-
-def lock_folder(folder: Path) -> int:
-    """Takes the folder for this process until it ends, however it ends (a dead owner's lock is free by itself).
-
-    Returns the descriptor that holds the lock. Raises RunLockedError naming the owner.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-        os.close(descriptor)
-        raise RunLockedError(
-            f"{folder} is in use by {owner}: the same training runs already. Wait for it, or stop it and start again"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return descriptor
-
-
 class Run:
     """One execution of a training stage, `name` = (stage, variant, fingerprint), used as a context.
 
-    Leaving it by an exception marks the MLflow run as failed, by a signal as killed.
-
-    `parents` names the cards of the models and networks that this one is made from. Raises RunLockedError.
+    Leaving it by an exception marks the MLflow run as failed, by a signal as killed. `parents` names the cards of the
+    models and networks that this one is made from. Raises RunLockedError.
     """
 
     def __init__(
@@ -85,24 +63,20 @@ class Run:
         self.pictures = self.folder / "pictures"
         self._lock: int | None = None
         engine.on_main(self._take)
+        self._writer = CheckpointWriter(self.folder, training.keep, training.checkpoint_every, training.keep_every)
         self.curve = Curve(self.folder / "curve.jsonl")
         self.parents = {name: json.loads(path.read_text()) for name, path in parents.items()}
         self._tracker: Tracker | None = None
         if engine.main:
             lineage = {name: card.get("run_id") or card.get("fingerprint") for name, card in self.parents.items()}
-            tags = {
-                "stage": stage,
-                "variant": variant or "-",
-                "fingerprint": fingerprint,
-                "git_commit": git_commit(),
-                "parents": json.dumps(lineage),
-                "processes": str(engine.world),
-            }
+            tags = {"stage": stage, "variant": variant or "-", "fingerprint": fingerprint, "git_commit": git_commit()}
+            tags |= {"parents": json.dumps(lineage), "processes": str(engine.world)}
             self._tracker = Tracker(self.name, params.model_dump(mode="json"), tags, self.folder / "mlflow_run_id")
         self._bar: tqdm | None = None
         self._alarmed: set[str] = set()
-        self._began = self._spoke = time.monotonic()
-        self._waited, self._steps, self._samples = 0.0, 0, 0
+        self._spoke = time.monotonic()
+        self._meter = Meter(engine.device)
+        self._feed: Feed | None = None
 
     def __enter__(self) -> "Run":
         return self
@@ -112,6 +86,8 @@ class Run:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():  # the first problem is the one to tell
+            self._writer.wait()
         if self._tracker is not None:
             self._tracker.close("FINISHED" if kind is None else "KILLED" if kind is Stopped else "FAILED")
         if self._lock is not None:
@@ -121,6 +97,19 @@ class Run:
 
     def _take(self) -> None:
         self._lock = lock_folder(self.folder)
+
+    def finished(self, out: Path) -> bool:
+        """Whether this very training is finished already; then its result is in `out`, put back if it was not there."""
+
+        def look() -> str | None:
+            if not outs.is_made(out, self.fingerprint):
+                if not (self.folder / outs.FINISHED).exists():
+                    return None
+                outs.put(self.folder, out)
+            print(f"{self.name}: finished already (run {self.fingerprint}), its result is in {out}", flush=True)
+            return "yes"
+
+        return self.engine.on_main(look) is not None
 
     def resume(self, state: TrainState) -> None:
         """Goes on from the newest intact checkpoint of this run, if there is one."""
@@ -141,9 +130,9 @@ class Run:
         """This process' sums of a checkpoint; of another number of processes: equal shares of all of them."""
         return rows[self.engine.rank] if len(rows) == self.engine.world else rows.sum(0) / self.engine.world
 
-    def batches(self, state: TrainState, feed: Callable[[np.ndarray], T]) -> Iterator[tuple[int, T]]:
+    def batches(self, state: TrainState, feed: Feed[T]) -> Iterator[tuple[int, T]]:
         """This process' batches from `state.position` on, each with the position after it, read ahead by threads."""
-        engine = self.engine
+        engine, self._feed = self.engine, feed
         return batches(
             feed, state.position, engine.micro_batch, engine.rank, engine.world, engine.config.prefetch,
             engine.config.readers,
@@ -153,7 +142,7 @@ class Run:
         """The next batch; the time spent waiting for it is measured."""
         before = time.monotonic()
         position, batch = next(batches)
-        self._waited += time.monotonic() - before
+        self._meter.wait(time.monotonic() - before)
         return position, self.engine.begin(batch)
 
     def due(self, state: TrainState, every: int) -> bool:
@@ -167,8 +156,7 @@ class Run:
         for name, term in terms.items():
             value = torch.stack([term.detach().float(), torch.ones((), device=self.engine.device)])
             state.sums[name] = state.sums[name] + value if name in state.sums else value
-        self._steps += self.engine.complete
-        self._samples += self.engine.micro_batch
+        self._meter.step(state.position, self.engine.micro_batch, self.engine.complete, terms)
         if self._bar is not None:
             self._bar.update(self.engine.micro_batch)
 
@@ -183,11 +171,34 @@ class Run:
         means = {name: total / count for name, (total, count) in zip(state.sums, table, strict=True)}
         wrong = [name for name, value in means.items() if not abs(value) < float("inf")]
         if wrong:
+            at = int(self.engine.gather(self._meter.bad_at[None]).min())
             raise FloatingPointError(
-                f"{self.name}: {wrong} not finite between the last log line and sample {state.position:,}; the last "
-                "checkpoint is intact. Lower lr (or clip gradients) and run the same command again"
+                f"{self.name}: {wrong} not finite in the batch before sample {at:,}; its faces are listed in "
+                f"{self._keep_batch(at, wrong)} and the last checkpoint is intact: the same command comes to that "
+                "batch again. Lower lr, clip gradients, or pass over such steps with skip_nonfinite"
             )
         return means
+
+    def skip(self, state: TrainState) -> None:
+        """Passes over a step whose gradient was not finite. Raises FloatingPointError when there were too many."""
+        state.step += self.engine.complete
+        state.skipped += 1
+        listed = self._keep_batch(state.position, ["gradient"])
+        text = f"{self.name}: the gradient of the batch before sample {state.position:,} is not finite ({listed})"
+        if state.skipped > self.training.skip_nonfinite:
+            raise FloatingPointError(f"{text}, and skip_nonfinite allows {self.training.skip_nonfinite} such steps")
+        if self.engine.main:
+            print(
+                f"{text}: passed over, {state.skipped} of {self.training.skip_nonfinite}", file=sys.stderr, flush=True
+            )
+
+    def _keep_batch(self, position: int, terms: Sequence[str]) -> Path:
+        """Lists the faces of the (part of a) global batch that ended at `position`."""
+        path = self.folder / f"nonfinite-{position:012d}.json"
+        if self.engine.main and self._feed is not None:
+            faces = self._feed.describe(np.arange(position - self.engine.micro_batch, position))
+            write_bytes(path, json.dumps({"terms": list(terms), "batch": faces}, indent=1).encode())
+        return path
 
     def log(self, state: TrainState, extra: Mapping[str, float] | None = None) -> dict[str, float]:
         """Writes the interval's means (and `extra`, already equal on all processes) and starts a new interval."""
@@ -195,83 +206,93 @@ class Run:
         state.sums = {}
         if self.engine.main:
             self.curve.append(state.position, metrics)
-            now = time.monotonic()
-            elapsed = max(now - self._began, 1e-9)
-            speed = {
-                "speed/images_per_second": self._samples / elapsed,
-                "speed/step_seconds": elapsed / max(self._steps, 1),
-                "speed/data_wait_share": self._waited / elapsed,
-            }
-            self._began, self._waited, self._steps, self._samples = now, 0.0, 0, 0
+            speed = self._meter.lap()
             self._tracker.log(state.position, metrics | speed)
             shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             if self._bar is not None:
                 self._bar.set_postfix_str(shown[:120])
-            elif now - self._spoke > _SPEAK_SECONDS or state.position >= self.training.samples:
-                self._spoke = now
+            elif time.monotonic() - self._spoke > _SPEAK_SECONDS or state.position >= self.training.samples:
+                self._spoke = time.monotonic()
                 rate = speed["speed/images_per_second"]
                 share = f"{state.position:,}/{self.training.samples:,}"
                 print(f"{self.name} {share} {rate:.1f} img/s {shown}", flush=True)
+            self.alarm(*speed_alarms(self._meter.speeds))
         return metrics
 
-    def note(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Writes metrics that stand beside the interval's means, such as those of fixed pairs. Main process only."""
-        self.curve.append(state.position, metrics)
-        self._tracker.log(state.position, metrics)
+    def validated(self, state: TrainState, metrics: Mapping[str, float], module: nn.Module) -> None:
+        """Writes a validation's metrics beside the interval's means, and keeps `module` if it is the best so far."""
+        if self.engine.main:
+            self.curve.append(state.position, metrics)
+            self._tracker.log(state.position, metrics)
+        select = self.training.select
+        if select and self.engine.on_main(lambda: "yes" if outs.is_better(self.folder, select, metrics) else None):
+            weights = self.engine.module_state(module)
+            if self.engine.main:
+                facts = {"metric": select.metric, "value": metrics[select.metric], "position": state.position}
+                outs.keep_best(self.folder, weights, facts)
 
     def picture(self, state: TrainState, name: str, picture: Picture) -> None:
         """Keeps a picture in the run folder (later the out) and in MLflow. Main process only."""
         save_png(self.pictures / f"{name}-{state.position:012d}.png", picture)
         self._tracker.picture(f"pictures/{name}-{state.position:012d}.png", picture)
 
-    def alarm(self, name: str, text: str) -> None:
-        """Says on the console, in MLflow and in the run folder that something looks wrong; training goes on."""
-        if self.engine.main and name not in self._alarmed:
-            self._alarmed.add(name)
-            print(f"{self.name}: ALARM {name}: {text}", file=sys.stderr, flush=True)
-            self._tracker.tag({f"alarm.{name}": text})
-            with (self.folder / "alarms.txt").open("a") as file:
-                file.write(f"{name}: {text}\n")
+    def alarm(self, *alarms: Alarm) -> None:
+        """Says each once on the console, in MLflow and in the run folder; training goes on."""
+        for alarm in alarms if self.engine.main else ():
+            if alarm.name not in self._alarmed:
+                self._alarmed.add(alarm.name)
+                print(f"{self.name}: ALARM {alarm}", file=sys.stderr, flush=True)
+                self._tracker.tag({f"alarm.{alarm.name}": str(alarm)})
+                with (self.folder / "alarms.txt").open("a") as file:
+                    file.write(f"{alarm}\n")
 
     def checkpoint(self, state: TrainState) -> None:
-        """Saves the state, unless a term is not finite. Resuming from it is bit for bit the uninterrupted run."""
+        """Saves the state, unless a term is not finite. Resuming from it is bit for bit the uninterrupted run.
+
+        The step waits for a copy in memory only; a checkpoint that could not be written raises its OSError at the next.
+        """
         self.means(state)
         every = {name: self.engine.gather(sums[None]) for name, sums in state.sums.items()}  # one row per process
+        whole = dataclasses.replace(state, sums=every)
+        taken = snapshot(whole, self.engine, {"fingerprint": self.fingerprint, "world": self.engine.world})
         if self.engine.main:
-            whole = dataclasses.replace(state, sums=every)
-            save_state(whole, self.folder, self.fingerprint, self.engine.world, self.training.keep)
+            self._writer.put(taken)
 
     def stop_if_asked(self, state: TrainState) -> None:
         """After a signal: checkpoint and leave with exit code 75."""
         if self.engine.stopping(state.step) and state.position < self.training.samples:
             self.checkpoint(state)
+            self._writer.wait()
             if self.engine.main:
                 print(f"{self.name}: stopped at sample {state.position:,}; the same command resumes", flush=True)
             raise Stopped(STOPPED)
 
     def finish(self, out: Path, module: nn.Module, card: Mapping[str, object]) -> None:
-        """Writes the out (model, card, curve.csv, pictures) beside and renames it, then removes the run folder."""
+        """Writes the out (model, card, curve.csv, pictures) and gives the room of the checkpoints back.
+
+        Whole or not at all, first in the run folder: whenever it is killed, the same command ends with the same out.
+        """
+        weights = self.engine.module_state(module)
+        self._writer.wait()
         if not self.engine.main:
             return
+        best = outs.best(self.folder)
+        weights, selected = best or (weights, None)
         run_id = self._tracker.ready()
-        lineage = {name: parent.get("weights_sha256") for name, parent in self.parents.items()}
-        runs = {name: parent.get("run_id") for name, parent in self.parents.items()}
         alarms = self.folder / "alarms.txt"
         whole = {
             **card,
             "fingerprint": self.fingerprint,
             "run_id": run_id,
             "git_commit": git_commit(),
-            "lineage": lineage,
-            "parent_runs": runs,
+            "lineage": {name: parent.get("weights_sha256") for name, parent in self.parents.items()},
+            "parent_runs": {name: parent.get("run_id") for name, parent in self.parents.items()},
+            "selected": selected or {"position": self.training.samples},
             "alarms": alarms.read_text().splitlines() if alarms.exists() else [],
         }
-        made = out.with_name(f".{out.name}.made")
-        save_model(made, module, whole)
-        self.curve.write_csv(made / "curve.csv")
-        if self.pictures.exists():
-            shutil.copytree(self.pictures, made / "pictures")
-        shutil.rmtree(out, ignore_errors=True)
-        made.rename(out)
+        outs.keep(self.folder, weights, whole, self.curve.csv(), self.pictures)
+        outs.put(self.folder, out)
         self._tracker.card(CARD, whole)
-        shutil.rmtree(self.folder)
+        self._writer.remove(milestones=False)
+        for folder in (self.pictures, self.folder / outs.BEST):
+            shutil.rmtree(folder, ignore_errors=True)

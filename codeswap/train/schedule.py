@@ -3,9 +3,10 @@
 import math
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch.optim import Optimizer
 
+from codeswap.train.outs import Select
 from codeswap.types import Config
 
 
@@ -15,10 +16,14 @@ class TrainingConfig(Config):
     samples: PositiveInt
     batch: PositiveInt  # over all processes
     log_every: PositiveInt = 3_200
-    picture_every: PositiveInt = 32_000
+    validate_every: PositiveInt = 32_000
     checkpoint_every: PositiveInt = 32_000
-    keep: PositiveInt = 2  # checkpoints
-    pictures: PositiveInt = 8  # faces or pairs in a picture grid
+    keep: PositiveInt = 2  # newest checkpoints
+    keep_every: PositiveInt | None = None  # samples; the first checkpoint after each multiple stays for good
+    validation: PositiveInt = 64  # faces that validation looks at, of those held out (`datasets.<name>.validation`)
+    pictures: PositiveInt = 8  # of these, in a picture grid
+    select: Select | None = None  # the best weights of a validation become the out, instead of the last
+    skip_nonfinite: NonNegativeInt = 0  # so many steps without a finite gradient are passed over; the next one ends it
     lr: PositiveFloat = 1e-4
     schedule: Literal["constant", "onecycle"] = "constant"
     rise: float = Field(0.1, ge=0, lt=1)  # onecycle: share of the samples in which lr rises

@@ -5,8 +5,10 @@ import os
 import shutil
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -36,13 +38,41 @@ class TrainState:
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     position: int = 0  # samples seen by all processes together
     step: int = 0  # optimizer steps done
+    skipped: int = 0  # of them, those passed over because a gradient was not finite
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _flatten(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
-    whole = optimizer.state_dict()
+class Owner(Protocol):
+    """Who knows the whole state of modules and optimizers, even when it is sharded (the Engine)."""
+
+    def module_state(self, module: nn.Module) -> dict[str, Tensor]: ...
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, object]: ...
+
+
+class Snapshot(NamedTuple):
+    """A training's state at one moment, copied to the CPU: training may go on while it is written."""
+
+    files: dict[str, dict[str, Tensor]]  # tensors by file name
+    facts: dict[str, object]
+    position: int
+
+
+def snapshot(state: TrainState, owner: Owner, facts: Mapping[str, object]) -> Snapshot:
+    """Copies the state; every process has to call it. `facts` are written beside it (`fingerprint` at least)."""
+    files = {f"{name}.safetensors": owner.module_state(module) for name, module in state.modules.items()}
+    groups = {}
+    for name, optimizer in state.optimizers.items():
+        files[f"{name}.optimizer.safetensors"], groups[name] = _flatten(owner.optimizer_state(optimizer))
+    files["sums.safetensors"] = {key: value.detach().to("cpu", copy=True) for key, value in state.sums.items()}
+    known = {"step": state.step, "position": state.position, "skipped": state.skipped}
+    known |= {"git_commit": git_commit(), "optimizers": groups}
+    return Snapshot(files, {**known, **facts}, state.position)
+
+
+def _flatten(whole: Mapping[str, object]) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
     tensors = {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
         for index, entries in whole["state"].items()
         for name, value in entries.items()
     }
@@ -57,40 +87,21 @@ def _restore(optimizer: Optimizer, tensors: dict[str, Tensor], groups: list[dict
     optimizer.load_state_dict({"state": dict(state), "param_groups": groups})
 
 
-def save_state(state: TrainState, folder: Path, fingerprint: str, world: int, keep: int) -> Path:
-    """Writes `folder/<position>`: beside, then renamed, so that it exists whole or not at all; keeps the `keep` newest.
-
-    To be called by one process; every tensor that differs between processes has to be made equal before.
-    """
-    final = folder / f"{state.position:012d}"
+def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
+    """Writes `folder/<position>`: beside, then renamed, so that it exists whole or not at all. One process calls it."""
+    final = folder / f"{snapshot.position:012d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, module in state.modules.items():
-        tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        save_file(tensors, partial / f"{name}.safetensors")
-    groups = {}
-    for name, optimizer in state.optimizers.items():
-        tensors, groups[name] = _flatten(optimizer)
-        save_file(tensors, partial / f"{name}.optimizer.safetensors")
-    save_file({key: value.detach().cpu() for key, value in state.sums.items()}, partial / "sums.safetensors")
-    facts = {
-        "step": state.step,
-        "position": state.position,
-        "world": world,
-        "fingerprint": fingerprint,
-        "git_commit": git_commit(),
-        "optimizers": groups,
-        "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
-    }
+    for name, tensors in snapshot.files.items():
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial / name)
+    hashes = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
     with (partial / FACTS).open("w") as file:
-        json.dump(facts, file, indent=1)
+        json.dump({**snapshot.facts, "sha256": hashes}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    for old in checkpoints(folder)[keep:]:
-        shutil.rmtree(old)
     return final
 
 
@@ -147,4 +158,4 @@ def load_state(state: TrainState, checkpoint: Path) -> None:
         state.sums = load_file(checkpoint / "sums.safetensors")
     except (RuntimeError, SafetensorError) as error:  # load_state_dict reports shapes and keys as RuntimeError
         raise CheckpointError(f"{checkpoint} does not fit this training: {error}") from None
-    state.position, state.step = facts["position"], facts["step"]
+    state.position, state.step, state.skipped = facts["position"], facts["step"], facts["skipped"]

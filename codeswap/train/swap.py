@@ -10,12 +10,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from codeswap.data.faces import to_float
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
+from codeswap.data.pictures import grid
 from codeswap.losses.image import discriminator_loss, generator_loss
 from codeswap.losses.swap import cycle_loss
 from codeswap.models.codeswap import load_vqgan, new_fusion
 from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
 from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.vqgan import feature_map, tokens
+from codeswap.train.alarms import discriminator_alarms, swap_alarms
 from codeswap.train.engine import Engine, EngineConfig, held
 from codeswap.train.feeds import PairFeed, open_training_faces
 from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judges, picture_terms
@@ -23,7 +25,7 @@ from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
 from codeswap.train.triplets import TripletConfig, make_triplets, triplet_loss, triplet_terms
-from codeswap.train.watch import FixedPairs, watch
+from codeswap.train.validation import HeldOut, load_critics, validate_swap
 from codeswap.types import Config, SwappedCodes
 
 ROLES = ("identity_train", "expression_train", "pose")
@@ -40,7 +42,6 @@ class SwapTraining(TrainingConfig):
     weights: SwapWeights = SwapWeights()
     triplets: TripletConfig = TripletConfig()
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
-    watched: PositiveInt = 64  # fixed pairs on which exchange and copy are looked for
     # off-paper
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
@@ -78,6 +79,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
     with Run(
         root, ("swap", variant, fingerprint), engine=engine, training=config, params=params, parents=parents
     ) as run:
+        place = root / "models" / "swap" / variant
+        if run.finished(place):
+            return
         order = order_faces(source.faces.shards, config.order, params.seed)
         pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
         triplets = round(config.triplets.share * engine.micro_batch / engine.world)
@@ -94,20 +98,21 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             person=config.weights.identity_of == "person",
         )
         different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
-        fixed = PairFeed(
-            source, Pairing(order.rekeyed("watch"), source.faces.identity, different, params.seed), parsing=False
-        )
+        among = Pairing(order.rekeyed("calibration"), source.faces.identity, different, params.seed)
 
         vqgan = engine.frozen(load_vqgan(codebook))
         vqgan.recompute_from_(config.recompute_from)
         codes = vqgan.codebook.weight
         judges = load_judges(engine, perception, config.weights)
-        calibration = calibrate(engine, judges, config.weights, fixed(np.arange(CALIBRATION_PAIRS)))
+        calibration = calibrate(
+            engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
+        )
         with engine.initialising("stage 2"):
             fusion = new_fusion(params.fusion, variant, vqgan)
             discriminator = PatchGAN(params.discriminator) if config.adversarial else None
         engine.place(fusion)
-        watched = FixedPairs.of(engine, fixed(np.arange(config.watched)), config.pictures)
+        held_out = HeldOut(engine, root, source.faces, config.validation)
+        critics = load_critics(engine, perception)
 
         if config.optimizer == "muon":
             optimizer = engine.muon(fusion, fusion.layers, config.lr, config.betas, config.weight_decay)
@@ -119,7 +124,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             opt_d = engine.adam(discriminator, config.discriminator_lr, (0.5, 0.9))
             state.modules["discriminator"], state.optimizers["discriminator"] = discriminator, opt_d
         run.resume(state)
-        trained, optimizer = engine.prepare(fusion, optimizer)
+        trained, optimizer = engine.prepare(fusion, optimizer, config.clip)
         if discriminator is not None:
             judge, opt_d = engine.prepare(discriminator, opt_d)
         stream = run.batches(state, feed)
@@ -163,7 +168,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                         terms["adversarial"] = generator_loss(discriminator(swapped.stacked))
                     loss = loss + config.adversarial * terms["adversarial"]
                 terms["total"] = loss
-            engine.step(loss, trained, optimizer, config.clip)
+            if not engine.step(loss, trained, optimizer, guard=config.skip_nonfinite > 0):
+                run.skip(state)
+                continue
 
             if discriminator is not None and begin >= config.adversarial_from:
                 with engine.autocast():
@@ -175,15 +182,20 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             state.step += engine.complete
             run.add(state, terms)
             if run.due(state, config.log_every):
-                run.log(state)
-            if run.due(state, config.picture_every) and engine.main:
-                watch(run, state, (vqgan, fusion), judges, watched)
+                run.alarm(*discriminator_alarms(run.log(state)))
+            if run.due(state, config.validate_every):
+                metrics, swaps = validate_swap(engine, critics, held_out, vqgan, fusion)
+                run.alarm(*swap_alarms(config, state.position, metrics))
+                run.validated(state, metrics, fusion)
+                if engine.main:
+                    rows = [x[: config.pictures] for x in (held_out.image, held_out.target, swaps)]
+                    run.picture(state, "swap", grid(rows, ["source a", "target b", "a's identity on b"]))
             if run.due(state, config.checkpoint_every):
                 run.checkpoint(state)
             run.stop_if_asked(state)
         stream.close()
         run.finish(
-            root / "models" / "swap" / variant,
+            place,
             fusion,
             {
                 "kind": "swap",
@@ -193,7 +205,6 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                     "swap": config.model_dump(mode="json"),
                 },
                 "calibration": calibration._asdict(),
-                "cycle_floor": watched.cycle_floor(vqgan),
                 "licences": source.faces.licences,
                 "intended_use": "research on face swapping; swaps the codes of two faces",
             },

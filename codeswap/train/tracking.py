@@ -261,7 +261,7 @@ class Curve:
             return []
         return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
-    def write_csv(self, path: Path) -> None:
+    def csv(self) -> str:
         """One row per position for `dvc plots`, one column per metric, empty where a metric was not computed."""
         merged: dict[float, dict[str, float]] = {}
         for line in self.lines():
@@ -269,4 +269,4 @@ class Curve:
         lines = list(merged.values())
         names = ["position", *sorted({name for line in lines for name in line} - {"position"})]
         rows = [",".join(repr(line[name]) if name in line else "" for name in names) for line in lines]
-        path.write_text("\n".join([",".join(names), *rows]) + "\n")
+        return "\n".join([",".join(names), *rows]) + "\n"
