@@ -4,9 +4,9 @@
 
 The tiny training of the tests (three stages, every phase of each) is trained once uninterrupted. Then it is started
 over and over in fresh worlds. A process SIGKILLs itself at a drawn event of its own: a step, or any operation on a file
-or folder of its world, so inside checkpoints, while they are renamed, and between the last lines of the final write. One
-in three is killed from outside after a drawn time instead. The same command goes on until the world is finished; weights
-and curves must then be those of the uninterrupted training.
+or folder of its world, so inside checkpoints, while they are renamed, and between the last lines of the final write.
+One in three is killed from outside after a drawn time instead. The same command goes on until the world is finished;
+weights and curves must then be those of the uninterrupted training.
 """
 
 import argparse

@@ -7,17 +7,14 @@ import typer
 
 from codeswap.perception import weights as store
 from codeswap.perception.published import NETWORKS
+from codeswap.train.plans import Cluster
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="CodeSwap: tools beside the pipeline's stages.")
+ASSUMED = Cluster()
 weights = typer.Typer(no_args_is_help=True, help="Real face networks for real photographs: what, whence, verified.")
 app.add_typer(weights, name="weights")
 
 Folder = Annotated[Path | None, typer.Option(help=f"the weights' folder [default: {store.FOLDER}]")]
-
-
-@app.callback()
-def _codeswap() -> None:
-    """Keeps `weights` a group of its own while it is the only one."""
 
 
 @weights.command("list")
@@ -54,3 +51,32 @@ def fetch(
     except (store.WeightsError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def cost(
+    params: Annotated[Path, typer.Option(help="a params file, e.g. profiles/paper.yaml")] = Path("params.yaml"),
+    variant: Annotated[str, typer.Option(help="of Table 3")] = "ours",
+    gpus: Annotated[str, typer.Option(help="numbers of GPUs, separated by commas")] = "2,8,64,256",
+    peak: Annotated[float, typer.Option(help="FLOP/s of one GPU")] = ASSUMED.peak,
+    used: Annotated[float, typer.Option(help="share of it that the networks reach")] = ASSUMED.used,
+    link: Annotated[float, typer.Option(help="bytes/s between GPUs, each way")] = ASSUMED.link,
+    price: Annotated[float, typer.Option(help="money per GPU and hour")] = ASSUMED.price,
+    measure: Annotated[bool, typer.Option(help="also run one sample of each stage here, and compare")] = False,
+) -> None:
+    """What the trainings of a params file cost: FLOPs, memory, days, money, messages; nothing is trained.
+
+    Counted are the paper's own networks; perception networks that judge pictures come on top (a run logs `speed/mfu`).
+    """
+    from codeswap.config import load_params  # seconds of imports that `weights` need not pay
+    from codeswap.train.cost_table import Trainings, cost_table
+
+    try:
+        trainings = Trainings(*(load_params(params, kind) for kind in Trainings.__annotations__.values()))
+        numbers = [int(number) for number in gpus.split(",")]
+        lines = list(cost_table(trainings, variant, numbers, Cluster(peak, used, link, price), measure))
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    for line in lines:
+        typer.echo(line)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -36,6 +38,12 @@ def test_several_processes_asked_for_but_one_started_is_an_error():
         check_launch({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
     check_launch({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"})
     check_launch({})
+
+
+def test_a_process_whose_launcher_has_gone_ends_itself():
+    program = "from codeswap.train.processes import end_with_launcher; end_with_launcher({'TORCHELASTIC_RUN_ID': 'x'})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "the launcher of this process has ended" in done.stderr
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from codeswap.models.codeswap import load_codeswap
-from codeswap.train.mask import MaskParams, soften, swap_with_features, train_mask
+from codeswap.models.codeswap import load_codeswap, swap_with_features
+from codeswap.train.mask import MaskParams, soften, train_mask
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
 

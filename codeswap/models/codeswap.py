@@ -95,3 +95,20 @@ def load_codeswap(codebook: Path, swap: Path, mask: Path | None = None) -> CodeS
         third.check_parent("codebook", first)
         third.check_parent("swap", second)
     return CodeSwap(vqgan, fusion, generator).eval()
+
+
+@torch.no_grad()
+def swap_with_features(
+    vqgan: VQGAN, fusion: Fusion, image_a: Image, image_b: Image
+) -> tuple[Image, Image, list[Tensor], list[Tensor]]:
+    """Naive swaps, their targets and both lists of level outputs, ab before ba along the batch; without gradients."""
+    z_a, features_a = vqgan.encoder_features(image_a)
+    z_b, features_b = vqgan.encoder_features(image_b)
+    codes = fusion(tokens(z_a), tokens(z_b), vqgan.codebook.weight)
+    target, from_target = image_b, features_b
+    if codes.z_q_ba is not None:
+        target = torch.cat([image_b, image_a])
+        from_target = [torch.cat(pair) for pair in zip(features_b, features_a, strict=True)]
+    both = codes.z_q_ab if codes.z_q_ba is None else torch.cat([codes.z_q_ab, codes.z_q_ba])
+    naive, from_swap = vqgan.decode_features(feature_map(both))
+    return naive.float(), target, from_target, from_swap

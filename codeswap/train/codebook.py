@@ -35,6 +35,7 @@ from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.perception.roles import load
 from codeswap.train.alarms import codebook_alarms
 from codeswap.train.codes import learn_codes, start_codes
+from codeswap.train.cost import codebook_step, flops_of
 from codeswap.train.engine import Engine, EngineConfig, held
 from codeswap.train.feeds import FaceFeed, open_training_faces, pixel_weights
 from codeswap.train.run import Run
@@ -132,6 +133,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         state = TrainState({"vqgan": vqgan, "discriminator": discriminator}, {"g": opt_g, "d": opt_d})
         if config.ema:
             state.modules["ema"] = copy.deepcopy(vqgan).requires_grad_(False)
+        run.count(flops_of(codebook_step(config, vqgan, discriminator)))
         run.resume(state)
         idle_codes = config.warm_up > 0 and vqgan.codebook.weight.requires_grad
         trained, opt_g = engine.prepare(vqgan, opt_g, config.clip, partly_used=idle_codes)

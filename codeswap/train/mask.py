@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image as Picture
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
 
 from codeswap.data.faces import to_float
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.pictures import grid
 from codeswap.losses.mask import binarisation_loss, coverage_loss, mask_loss, mask_statistics
-from codeswap.models.codeswap import load_fusion, load_vqgan
+from codeswap.models.codeswap import load_fusion, load_vqgan, swap_with_features
 from codeswap.models.fusion import Fusion
 from codeswap.models.mask import MaskConfig, MaskGenerator, blend
-from codeswap.models.vqgan import VQGAN, feature_map, tokens
+from codeswap.models.vqgan import VQGAN
 from codeswap.train.alarms import mask_alarms
+from codeswap.train.cost import flops_of, mask_step
 from codeswap.train.engine import Engine, EngineConfig
 from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
 from codeswap.train.objective import Pictures, SwapWeights, load_judges, picture_terms
@@ -96,6 +96,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
 
         optimizer = engine.adam(generator, config.lr, config.betas, config.weight_decay)
         state = TrainState({"mask": generator}, {"mask": optimizer})
+        run.count(flops_of(mask_step(generator, vqgan, fusion)))
         run.resume(state)
         trained, optimizer = engine.prepare(generator, optimizer, config.clip)
         stream = run.batches(state, feed)
@@ -166,23 +167,6 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                 "intended_use": "research on face swapping; blends a swapped face into its target",
             },
         )
-
-
-@torch.no_grad()
-def swap_with_features(
-    vqgan: VQGAN, fusion: Fusion, image_a: Image, image_b: Image
-) -> tuple[Image, Image, list[Tensor], list[Tensor]]:
-    """Naive swaps, their targets and both lists of level outputs, ab before ba along the batch; without gradients."""
-    z_a, features_a = vqgan.encoder_features(image_a)
-    z_b, features_b = vqgan.encoder_features(image_b)
-    codes = fusion(tokens(z_a), tokens(z_b), vqgan.codebook.weight)
-    target, from_target = image_b, features_b
-    if codes.z_q_ba is not None:
-        target = torch.cat([image_b, image_a])
-        from_target = [torch.cat(pair) for pair in zip(features_b, features_a, strict=True)]
-    stacked = Pictures(codes.z_q_ab, codes.z_q_ba).stacked
-    naive, from_swap = vqgan.decode_features(feature_map(stacked))
-    return naive.float(), target, from_target, from_swap
 
 
 def soften(mask: Mask, sigma: float) -> Mask:

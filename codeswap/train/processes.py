@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Mapping
 
+import psutil
 import torch
 
 STOPPED = 75  # EX_TEMPFAIL: "stopped on request, run the same command again"
@@ -29,10 +30,16 @@ def check_launch(environment: Mapping[str, str]) -> None:
 
 
 def end_with_launcher(environment: Mapping[str, str]) -> None:
-    """A launcher killed with SIGKILL would leave its processes training, and the same command could not resume."""
+    """A launcher killed with SIGKILL would leave its processes training, and the same command could not resume.
+
+    Raises LaunchError when it has gone already, while this process was still importing.
+    """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in environment:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        parent = psutil.Process().parent()
+        if parent is None or not any("accelerate" in word or "torch" in word for word in parent.cmdline()):
+            raise LaunchError("the launcher of this process has ended: start it again")
 
 
 def use_cuda(device: str) -> bool:

@@ -62,20 +62,20 @@ class Run:
         self.folder = root / "runs" / stage / (variant or "-") / fingerprint
         self.pictures = self.folder / "pictures"
         self._lock: int | None = None
-        engine.on_main(self._take)
+        engine.on_main(lambda: setattr(self, "_lock", lock_folder(self.folder)))
         self._writer = CheckpointWriter(self.folder, training.keep, training.checkpoint_every, training.keep_every)
         self.curve = Curve(self.folder / "curve.jsonl")
         self.parents = {name: json.loads(path.read_text()) for name, path in parents.items()}
         self._tracker: Tracker | None = None
         if engine.main:
-            lineage = {name: card.get("run_id") or card.get("fingerprint") for name, card in self.parents.items()}
+            made_by = {name: card.get("run_id") or card.get("fingerprint") for name, card in self.parents.items()}
             tags = {"stage": stage, "variant": variant or "-", "fingerprint": fingerprint, "git_commit": git_commit()}
-            tags |= {"parents": json.dumps(lineage), "processes": str(engine.world)}
+            tags |= {"parents": json.dumps(made_by), "processes": str(engine.world)}
             self._tracker = Tracker(self.name, params.model_dump(mode="json"), tags, self.folder / "mlflow_run_id")
         self._bar: tqdm | None = None
         self._alarmed: set[str] = set()
         self._spoke = time.monotonic()
-        self._meter = Meter(engine.device)
+        self._meter = Meter(engine.device, engine.world, engine.config.precision == "bf16")
         self._feed: Feed | None = None
 
     def __enter__(self) -> "Run":
@@ -95,9 +95,6 @@ class Run:
         if kind is None or kind is Stopped:
             self.engine.close()
 
-    def _take(self) -> None:
-        self._lock = lock_folder(self.folder)
-
     def finished(self, out: Path) -> bool:
         """Whether this very training is finished already; then its result is in `out`, put back if it was not there."""
 
@@ -111,6 +108,10 @@ class Run:
 
         return self.engine.on_main(look) is not None
 
+    def count(self, flops: float) -> None:
+        """Says what one sample costs, to log speed as a share of what the processor can."""
+        self._meter.flops = flops
+
     def resume(self, state: TrainState) -> None:
         """Goes on from the newest intact checkpoint of this run, if there is one."""
         found = self.engine.on_main(lambda: str(newest_intact(self.folder, self.fingerprint) or ""))
@@ -122,9 +123,8 @@ class Run:
             if found:
                 print(f"{self.name}: resuming at sample {state.position:,} of {self.training.samples:,}", flush=True)
             if sys.stderr.isatty():
-                self._bar = tqdm(
-                    total=self.training.samples, initial=state.position, desc=self.name, unit="img", unit_scale=True
-                )
+                total = self.training.samples
+                self._bar = tqdm(total=total, initial=state.position, desc=self.name, unit="img", unit_scale=True)
 
     def _own(self, rows: Tensor) -> Tensor:
         """This process' sums of a checkpoint; of another number of processes: equal shares of all of them."""

@@ -18,6 +18,7 @@ from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
 from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
+from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.engine import Engine, EngineConfig, held
 from codeswap.train.feeds import PairFeed, open_training_faces
 from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judges, picture_terms
@@ -123,6 +124,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             engine.place(discriminator)
             opt_d = engine.adam(discriminator, config.discriminator_lr, (0.5, 0.9))
             state.modules["discriminator"], state.optimizers["discriminator"] = discriminator, opt_d
+        run.count(flops_of(swap_step(config, vqgan, fusion, discriminator)))
         run.resume(state)
         trained, optimizer = engine.prepare(fusion, optimizer, config.clip)
         if discriminator is not None:
