@@ -1,10 +1,14 @@
-"""Tables, pictures and sentences from all metrics files; `--show` prints the tables of the report that is there."""
+"""Tables, pictures and sentences from all metrics files.
+
+`--show` prints the tables of the report that is there; `--keep-reference` keeps the trainings' curves as healthy ones.
+"""
 
 import sys
 from pathlib import Path
 
 from PIL import Image as PILImage
 
+from codeswap.evaluate.reference import write_references
 from codeswap.evaluate.report import show, write_report
 from codeswap.evaluate.results import read_evaluations
 from codeswap.train.tracking import log_stage_run
@@ -12,6 +16,7 @@ from codeswap.types import Config
 from pipeline.cli import run_stage
 
 OUT = Path("reports")
+REFERENCES = Path("docs/reference")  # curves of healthy runs
 
 
 class ReportParams(Config):
@@ -23,7 +28,9 @@ PARAMS = ReportParams
 
 def main() -> None:
     """Writes reports/index.html and reports/report.md from metrics/ and prints the result tables."""
-    write_report(metrics=Path("metrics"), models=Path("models"), data=Path("data/survey"), out=OUT)
+    write_report(
+        metrics=Path("metrics"), models=Path("models"), data=Path("data/survey"), references=REFERENCES, out=OUT
+    )
     print(show(OUT))
     evaluations = read_evaluations(Path("metrics"))
     swaps = {f"{e.variant}.{e.testset}": e.methods["swap"] for e in evaluations}
@@ -44,9 +51,18 @@ def print_tables() -> None:
     print(show(OUT), end="")
 
 
+def keep_references() -> None:
+    """Keeps the curves of the models that are there as those of healthy runs."""
+    for name in write_references(Path("models"), REFERENCES):
+        print(f"{REFERENCES / name}.csv")
+
+
 if __name__ == "__main__":
     if "--show" in sys.argv[1:]:
         sys.argv.remove("--show")
         run_stage(print_tables)
+    elif "--keep-reference" in sys.argv[1:]:
+        sys.argv.remove("--keep-reference")
+        run_stage(keep_references)
     else:
         run_stage(main)

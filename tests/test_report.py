@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from codeswap.evaluate.figures import read_curve
 from codeswap.evaluate.findings import findings
+from codeswap.evaluate.reference import read_reference, write_references
 from codeswap.evaluate.report import show, write_report
 from codeswap.evaluate.results import (
     Estimate,
@@ -151,9 +153,28 @@ def test_sentences_do_not_praise_a_copy_of_the_target_or_of_the_source() -> None
     assert towards[0].startswith("Identity moved towards the source, but not far enough")
 
 
+def write(metrics: Path, root: Path) -> None:
+    write_report(metrics, root / "models", root / "data/survey", root / "reference", root / "reports")
+
+
+def test_curves_of_a_healthy_run_stand_behind_a_training_of_the_same_parameters(metrics: Path, tmp_path: Path) -> None:
+    model, reference = tmp_path / "models/swap/ours", tmp_path / "reference"
+    (model / "card.json").write_text('{"config": {"lr": 1}}')
+    assert write_references(tmp_path / "models", reference) == ["swap-ours"]
+    assert read_reference(reference / "swap-ours", model) == read_curve(model / "curve.csv")
+    write(metrics, tmp_path)
+    assert "a healthy run of the same parameters" in (tmp_path / "reports/report.md").read_text()
+    (model / "card.json").write_text('{"config": {"lr": 2}}')
+    assert read_reference(reference / "swap-ours", model) is None
+    write(metrics, tmp_path)
+    assert "healthy" not in (tmp_path / "reports/report.md").read_text()
+    with pytest.raises(ValueError, match="holds no training's curve"):
+        write_references(tmp_path / "nothing", reference)
+
+
 def test_report_is_one_page_that_needs_nothing_else(metrics: Path, tmp_path: Path) -> None:
     out = tmp_path / "reports"
-    write_report(metrics, tmp_path / "models", tmp_path / "data/survey", out)
+    write(metrics, tmp_path)
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 6  # a grid, two trade-offs, one set of curves, two of the data
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -175,7 +196,7 @@ def test_report_is_one_page_that_needs_nothing_else(metrics: Path, tmp_path: Pat
 def test_terminal_table_lines_up(metrics: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `dvc repro report` first"):
         show(tmp_path / "reports")
-    write_report(metrics, tmp_path / "models", tmp_path / "data/survey", tmp_path / "reports")
+    write(metrics, tmp_path)
     text = show(tmp_path / "reports")
     table = text.split("\n\n")[0].splitlines()
     assert len({len(line) for line in table[1:-1]}) == 1
@@ -185,10 +206,10 @@ def test_terminal_table_lines_up(metrics: Path, tmp_path: Path) -> None:
 
 def test_report_without_metrics_or_with_a_damaged_file_says_so(metrics: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no metrics under"):
-        write_report(tmp_path / "nowhere", tmp_path / "models", tmp_path / "data/survey", tmp_path / "reports")
+        write(tmp_path / "nowhere", tmp_path)
     (metrics / "ours" / "faces.json").write_text("{}")
     with pytest.raises(ValueError, match=r"faces\.json is no metrics file of this version"):
-        write_report(metrics, tmp_path / "models", tmp_path / "data/survey", tmp_path / "reports")
+        write(metrics, tmp_path)
 
 
 def test_stage_writes_the_report_and_shows_it(metrics: Path, tmp_path: Path) -> None:

@@ -36,14 +36,20 @@ def read_curve(path: Path) -> dict[str, list[tuple[float, float]]]:
     return {name: points for name, points in curves.items() if points}
 
 
-def curves_figure(curves: Mapping[str, list[tuple[float, float]]], title: str) -> Figure:
-    """One small panel per metric over samples seen."""
+def curves_figure(
+    curves: Mapping[str, list[tuple[float, float]]],
+    title: str,
+    reference: Mapping[str, list[tuple[float, float]]] | None = None,
+) -> Figure:
+    """One small panel per metric over samples seen, a healthy run's `reference` in grey behind it."""
     across = min(_PANELS_ACROSS, len(curves))
     down = -(-len(curves) // across)
     figure = Figure(figsize=(2.7 * across, 1.8 * down + 0.3), layout="constrained")
     figure.suptitle(title, fontsize=9, color=_INK)
     for number, (name, points) in enumerate(curves.items()):
         panel = figure.add_subplot(down, across, number + 1)
+        if reference and name in reference:
+            panel.plot(*zip(*reference[name], strict=True), color=_GREY, linewidth=2.5)
         panel.plot(*zip(*points, strict=True), color=_BLUE, linewidth=1)
         panel.set_title(name, fontsize=8, color=_INK)
         panel.tick_params(labelsize=6)

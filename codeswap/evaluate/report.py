@@ -20,6 +20,7 @@ from codeswap.evaluate.data_pages import (
 )
 from codeswap.evaluate.figures import curves_figure, read_curve, save, trade_off_figure
 from codeswap.evaluate.findings import findings
+from codeswap.evaluate.reference import read_reference
 from codeswap.evaluate.results import Evaluation, measured, read_evaluations
 from codeswap.evaluate.tables import Table, as_html, as_markdown, as_text
 
@@ -59,17 +60,18 @@ class Section(NamedTuple):
     parts: list[str | list[str] | Table | Picture]
 
 
-def write_report(metrics: Path, models: Path, data: Path, out: Path) -> None:
+def write_report(metrics: Path, models: Path, data: Path, references: Path, out: Path) -> None:
     """Writes index.html (self-contained), report.md, figures/, scores.csv and the terminal's table below `out`.
 
-    `models` is searched for the training stages' `curve.csv`; none is fine. `data` is the survey's folder.
+    `models` is searched for the training stages' `curve.csv`; none is fine. `data` is the survey's folder, `references`
+    that of healthy runs' curves.
     Raises ValueError without metrics or survey.
     """
     evaluations = read_evaluations(metrics)
     shutil.rmtree(out / "figures", ignore_errors=True)
     (out / "figures").mkdir(parents=True)
     sections = [_test_set(list(same), metrics, out) for _, same in groupby(evaluations, key=lambda e: e.testset)]
-    if curves := _curves(models, out):
+    if curves := _curves(models, references, out):
         sections.append(Section("Training", curves))
     sections.append(_data(data, out))
     licences = sorted({f"{name}: {text}" for e in evaluations for name, text in _licences(e)})
@@ -137,14 +139,17 @@ def _data(folder: Path, out: Path) -> Section:
     return Section("Data", parts)
 
 
-def _curves(models: Path, out: Path) -> list[str | list[str] | Table | Picture]:
+def _curves(models: Path, references: Path, out: Path) -> list[str | list[str] | Table | Picture]:
     pictures: list[str | list[str] | Table | Picture] = []
     for path in sorted(models.glob("**/curve.csv")):
         name = "-".join(path.parent.relative_to(models).parts)
         if curves := read_curve(path):
-            picture = out / "figures" / f"curve-{name}.png"
-            save(curves_figure(curves, f"{name}, over samples seen"), picture)
-            pictures.append(Picture(picture, f"Training curves of {name}."))
+            picture, reference = out / "figures" / f"curve-{name}.png", read_reference(references / name, path.parent)
+            save(curves_figure(curves, f"{name}, over samples seen", reference), picture)
+            text = f"Training curves of {name}."
+            if reference:
+                text += " Grey: a healthy run of the same parameters (docs/reference)."
+            pictures.append(Picture(picture, text))
     return pictures
 
 

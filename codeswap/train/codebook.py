@@ -74,6 +74,7 @@ class CodebookTraining(TrainingConfig):
     warm_up_images: PositiveInt = 256  # from which codes and principal patches start
     restart_until: float = Field(0.8, ge=0, le=1)  # share of the samples in which dead codes restart
     restart_every: PositiveInt = 8  # steps
+    recompute_from: PositiveInt | None = None  # levels of at least this size are recomputed, to save memory
 
     @property
     def weighs_regions(self) -> bool:
@@ -117,6 +118,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
 
         with engine.initialising("stage 1"):
             vqgan = VQGAN(params.vqgan, params.quantizer)
+            vqgan.recompute_from_(config.recompute_from)
             discriminator = engine.place(PatchGAN(params.discriminator))
         if params.vqgan.linear_shortcut:
             images = first(torch.arange(config.warm_up_images).numpy()).image

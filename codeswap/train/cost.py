@@ -176,7 +176,13 @@ def convolution_rate(device: torch.device) -> float:
     return flops / best
 
 
-def cost(name: str, training: TrainingConfig, step: Step) -> Cost:
-    """The figures of a stage whose `step` was built on `meta`."""
+def cost(name: str, training: TrainingConfig, step: Step, recompute_from: int | None = None) -> Cost:
+    """The figures of a stage whose `step` was built on `meta`. What is recomputed saves memory; FLOPs count it once."""
+    vqgans = [part for part in (*step.trained, *step.frozen) if isinstance(part, VQGAN)]
+    for vqgan in vqgans:
+        vqgan.recompute_from_(None)
+    flops = flops_of(step)
+    for vqgan in vqgans:
+        vqgan.recompute_from_(recompute_from)
     trained, frozen = (sum(p.numel() for part in parts for p in part.parameters()) for parts in step[1:])
-    return Cost(name, training.samples, training.batch, trained, frozen, flops_of(step), activations_of(step))
+    return Cost(name, training.samples, training.batch, trained, frozen, flops, activations_of(step))

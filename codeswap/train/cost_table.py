@@ -60,7 +60,7 @@ def cost_table(params: Trainings, variant: str, gpus: Sequence[int], cluster: Cl
     measured = {name: seconds_of(step) for name, _, step in stage_steps(params, variant, "cpu")} if measure else {}
     rate = convolution_rate(torch.device("cpu")) if measure else 0.0
     for name, training, step in steps:
-        found = cost(name, training, step)
+        found = cost(name, training, step, getattr(training, "recompute_from", None))
         yield ""
         yield (
             f"{name}: {found.samples:,} samples in batches of {found.batch}; {found.trained / 1e6:.1f} M parameters "

@@ -36,12 +36,13 @@ def _run_stage(stage: dict[str, object]) -> None:
             raise StageFailedError(f"{stage['module']} ended with exit code {end.code}") from None
 
 
-def launch(module: str, arguments: list[str], *, workers: int, gpu: bool, failures: int, storage: Path) -> None:
+def launch(module: str, arguments: list[str], *, workers: int, gpu: bool, failures: int, storage: str) -> None:
     """Runs `module` with `arguments` on `workers` Ray workers, restarting all of them up to `failures` times.
 
     Joins the cluster named by RAY_ADDRESS, or starts one on this machine. Raises what the last attempt raised.
     """
     root = str(Path.cwd())
+    storage = storage if "://" in storage else str(Path(storage).absolute())
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
     if "RAY_ADDRESS" in os.environ:
@@ -61,7 +62,7 @@ def launch(module: str, arguments: list[str], *, workers: int, gpu: bool, failur
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=RunConfig(
-                name=module, storage_path=str(storage.absolute()), failure_config=FailureConfig(max_failures=failures)
+                name=module, storage_path=storage, failure_config=FailureConfig(max_failures=failures)
             ),
         ).fit()
     finally:
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, required=True, help="processes of the training")
     parser.add_argument("--gpu", action="store_true", help="one GPU for each worker")
     parser.add_argument("--failures", type=int, default=3, help="restarts after a worker has died")
-    parser.add_argument("--storage", type=Path, default=Path("runs/ray"), help="Ray's own bookkeeping")
+    parser.add_argument("--storage", default="runs/ray", help="Ray's own bookkeeping: a folder, or an s3:// address")
     parser.add_argument("module", help="a stage, e.g. pipeline.train_swap")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the stage's own arguments")
     options = parser.parse_args()
