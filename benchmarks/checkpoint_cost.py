@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from codeswap.train.checkpoints import CheckpointWriter
-from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.engine import Engine
+from codeswap.train.machine import EngineConfig
 from codeswap.train.state import TrainState, snapshot, write_snapshot
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from codeswap.train.accelerate_launch import exit_code
-from codeswap.train.engine import Engine, EngineConfig, held
+from codeswap.train.engine import Engine, held
+from codeswap.train.machine import EngineConfig
 from codeswap.train.processes import LaunchError, check_launch
 
 
@@ -98,6 +99,17 @@ def test_initialising_leaves_the_global_generator_alone(make):
     assert torch.equal(torch.rand(2), expected)
     with engine.initialising("net"):
         assert torch.equal(nn.Linear(2, 2).weight, first)
+
+
+def test_compiling_that_does_not_work_is_said_and_training_goes_on(make, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    engine, net = make(compile=True), nn.Linear(2, 1)
+    trained, _ = engine.prepare(net, engine.adam(net, 0.1, (0.9, 0.99)))
+    assert trained(torch.ones(1, 2)).shape == (1, 1)
+    assert "torch.compile does not work here, training goes on without it: no C++ compiler" in capsys.readouterr().out
 
 
 def test_held_lets_gradients_through_but_not_in():

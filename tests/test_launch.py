@@ -1,5 +1,6 @@
 """The real launchers: two processes that really are two, killed and resumed; one after two; Ray."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from golden_curves import STAGES, differences
+from golden_curves import STAGES, differences, read
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROGRAM = PROJECT / "tests" / "tiny_training.py"
@@ -25,8 +26,9 @@ def _start(*command: str | Path) -> subprocess.Popen[str]:
         "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}", "CODESWAP_MLFLOW": "off", "OMP_NUM_THREADS": "1",
         "ACCELERATE_DISABLE_RICH": "1", "DS_ACCELERATOR": "cpu",
     }  # fmt: skip
+    module = () if str(command[0]).endswith(".py") else ("-m",)
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, command)], env=environment, cwd=PROJECT, text=True,
+        [sys.executable, *module, *map(str, command)], env=environment, cwd=PROJECT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -131,6 +133,32 @@ def test_a_run_goes_on_under_another_launcher(together, untrained):
     done = _launch("cpu2", "--num_processes", "4", root, "--stages", "swap")
     assert done.returncode == 0 and "resuming at sample 32" in done.stdout, done.stderr[-2000:]
     assert differences(root, ["swap"]) == []
+
+
+# without what is relative to a process' own share of the batch
+PLAIN = {
+    "codebook": {"skin_weight": 0.0, "feature_weight": 0.0},
+    "swap": {"weights": {"pose": 0.1, "background": 0.1}},
+}
+
+
+@pytest.mark.parametrize(("stage", "on"), [("codebook", 4), ("swap", 1)])
+def test_stopped_on_two_processes_it_goes_on_with_the_same_losses_on_others(untrained, tmp_path, stage, on):
+    name = {"codebook": "codebook", "swap": "swap-ours"}[stage]
+    changes = ("--changes", json.dumps({stage: PLAIN[stage]}), "--stages", stage)
+    whole, broken = untrained(stage), untrained(stage)
+    assert _launch("cpu2", whole, *changes).returncode == 0
+    assert _launch("cpu2", broken, *changes, "--stop", f"{name}:32:15", "--once").returncode == 1
+    go_on = _launch("cpu2", "--num_processes", str(on), broken, *changes) if on > 1 else _run(PROGRAM, broken, *changes)
+    assert go_on.returncode == 0 and "resuming at sample 32" in go_on.stdout, go_on.stderr[-2000:]
+    place = {"codebook": "codebook", "swap": "swap/ours"}[stage]
+    before, after = (read(world / "models" / place / "curve.csv") for world in (whole, broken))
+    assert [line["position"] for line in before] == [line["position"] for line in after]
+    for one, other in zip(before, after, strict=True):
+        for term, value in one.items():
+            assert (value, other[term]) == ("", "") or float(other[term]) == pytest.approx(
+                float(value), rel=2e-3, abs=1e-5
+            ), f"{term} at {one['position']}"
 
 
 def test_stage_1_under_zero_3_says_what_to_use(untrained):

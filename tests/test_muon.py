@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.engine import Engine
+from codeswap.train.machine import EngineConfig
 from codeswap.train.muon import MuonWithAdamW
 from codeswap.train.schedule import set_lr
 from codeswap.train.state import TrainState, load_state, snapshot, write_snapshot

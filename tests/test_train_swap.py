@@ -13,8 +13,9 @@ from codeswap.data.faces import Faces
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.models.codeswap import load_codeswap
-from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces, pixel_weights
+from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Calibration, Judges, Pictures, SwapWeights, load_judges, picture_terms
 from codeswap.train.swap import SwapParams, SwapTraining, train_swap
 from codeswap.types import VARIANTS

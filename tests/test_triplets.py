@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from codeswap.data.spoil import Spoiling, another_look, mean_colour, spoil
-from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairBatch, part_masks
+from codeswap.train.machine import EngineConfig
 from codeswap.train.swap import SwapParams, train_swap
 from codeswap.train.triplets import TripletConfig, make_triplets, triplet_loss, triplet_terms
 

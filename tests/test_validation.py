@@ -13,7 +13,8 @@ from codeswap.data.faces import Faces, to_float
 from codeswap.models.vqgan import tokens
 from codeswap.train import swap as swap_module
 from codeswap.train.alarms import codebook_alarms, discriminator_alarms, mask_alarms, speed_alarms, swap_alarms
-from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.engine import Engine
+from codeswap.train.machine import EngineConfig
 from codeswap.train.swap import SwapParams, SwapTraining, train_swap
 from codeswap.train.validation import Critics, HeldOut, validate_mask, validate_swap
 from codeswap.types import SwappedCodes

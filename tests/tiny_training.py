@@ -208,10 +208,11 @@ if __name__ == "__main__":
     parser.add_argument("root", type=Path)
     parser.add_argument("--stages", nargs="+", default=["codebook", "swap", "mask"])
     parser.add_argument("--stop", nargs="*", default=[])
+    parser.add_argument("--changes", type=json.loads, default={}, help="JSON, merged into the groups of parameters")
     parser.add_argument("--wait", type=Path, help="after the first step make this file and wait for a signal")
     parser.add_argument("--once", action="store_true", help="end where a signal stopped it, as the real stages do")
     options = parser.parse_args()
     stop_at(options.root, *options.stop)
     if options.wait:
         wait_for_a_signal(options.wait)
-    train(options.root, options.stages, once=options.once)
+    train(options.root, options.stages, once=options.once, **options.changes)

@@ -153,9 +153,9 @@ class Codebook(nn.Module):
     def observe_(self, sums: Assignments) -> None:
         """Updates usage and the running mean nearest distance; to be called once per step whatever `update` says."""
         mean = sums.distance / sums.count.sum().clamp(min=1e-12)
-        decay = self.config.ema_decay if self.observed > 0 else 0.0
-        self.nearest_distance.lerp_(mean.to(self.nearest_distance), 1 - decay)
-        self.usage.lerp_(sums.count, 1 - decay)
+        new = torch.where(self.observed > 0, 1 - self.config.ema_decay, 1.0)  # no branch: it would wait for the device
+        self.nearest_distance.lerp_(mean.to(self.nearest_distance), new)
+        self.usage.lerp_(sums.count, new)
         self.observed += 1
 
     @torch.no_grad()
@@ -163,9 +163,9 @@ class Codebook(nn.Module):
         """Moves every code towards the moving average of the tokens that chose it (VQ-VAE appendix A.1)."""
         if self.config.update != "ema":
             raise ValueError(f"ema_update_ needs `quantizer.update: ema`, found {self.config.update!r}")
-        if not self.ema_count.any():  # first update: the present codes count as one average batch
-            self.ema_count.fill_(sums.count.mean())
-            self.ema_total.copy_(self.weight * self.ema_count[:, None])
+        first = ~self.ema_count.any()  # then the present codes count as one average batch
+        self.ema_count.copy_(torch.where(first, sums.count.mean(), self.ema_count))
+        self.ema_total.copy_(torch.where(first, self.weight * self.ema_count[:, None], self.ema_total))
         self.ema_count.lerp_(sums.count, 1 - self.config.ema_decay)
         self.ema_total.lerp_(sums.total, 1 - self.config.ema_decay)
         moved = self.ema_total / self.ema_count.clamp(min=1e-6)[:, None]

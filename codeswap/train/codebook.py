@@ -36,8 +36,9 @@ from codeswap.perception.roles import load
 from codeswap.train.alarms import codebook_alarms
 from codeswap.train.codes import learn_codes, start_codes
 from codeswap.train.cost import codebook_step, flops_of
-from codeswap.train.engine import Engine, EngineConfig, held
+from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import FaceFeed, open_training_faces, pixel_weights
+from codeswap.train.machine import EngineConfig
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState

@@ -9,21 +9,21 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import FrameType
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from codeswap.train.machine import EngineConfig
 from codeswap.train.muon import MuonWithAdamW
 from codeswap.train.processes import LaunchError, check_launch, end_with_launcher, use_cuda
 from codeswap.train.zero import ZeroModule
-from codeswap.types import Config
 
 Batch = TypeVar("Batch", bound=NamedTuple)
 _DDP = nn.parallel.DistributedDataParallel
@@ -31,23 +31,6 @@ _SYNC_BUFFERS = (  # torch 2.14 gave the argument a new name and warns at the ol
     "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(_DDP).parameters else "broadcast_buffers"
 )
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-class EngineConfig(Config):
-    """How a training uses the machine. How many processes there are is the launcher's business (configs/accelerate)."""
-
-    machine: ClassVar[frozenset[str]] = frozenset(  # all but precision: other numbers then differ by rounding alone
-        {"device", "accumulation", "threads", "readers", "prefetch", "channels_last", "compile", "fused_optimizer"}
-    )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 autocast; 10-20 times slower than fp32 on a CPU without AMX
-    accumulation: PositiveInt = 1  # a global batch is computed in this many parts
-    threads: PositiveInt = 1  # CPU threads of one process; two contending threads can be slower than one
-    readers: PositiveInt = 2  # threads that decode images ahead
-    prefetch: PositiveInt = 4  # batches read ahead
-    channels_last: bool = False
-    compile: bool = False  # torch.compile of the trained networks
-    fused_optimizer: bool = False
 
 
 class Engine:
@@ -125,7 +108,7 @@ class Engine:
         Several processes: DistributedDataParallel around `module`, or a DeepSpeed engine when launched with one.
         `clip`: largest norm of the gradient. `partly_used`: some steps leave parameters without gradient.
         """
-        if self.config.compile:
+        if self.config.compile and self._compiles:
             module.compile()
         if self.deepspeed:
             zero = ZeroModule(module, optimizer, self._zero_config(clip), self.rank, self.world)
@@ -144,6 +127,18 @@ class Engine:
             self._prepared.append(module)
         self._clip[module] = clip
         return module, optimizer
+
+    @cached_property
+    def _compiles(self) -> bool:
+        """Whether torch.compile works here (it needs a C++ compiler, or Triton); says why not."""
+        try:
+            torch.compile(torch.nn.functional.silu)(torch.zeros(2, device=self.device))
+        except (RuntimeError, ImportError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            if self.main:
+                print(f"torch.compile does not work here, training goes on without it: {reason}", flush=True)
+            return False
+        return True
 
     def _zero_config(self, clip: float | None) -> dict[str, object]:
         """The launcher's DeepSpeed file, with what the parameters say filled in."""

@@ -19,8 +19,9 @@ from codeswap.models.mask import MaskConfig, MaskGenerator, blend
 from codeswap.models.vqgan import VQGAN
 from codeswap.train.alarms import mask_alarms
 from codeswap.train.cost import flops_of, mask_step
-from codeswap.train.engine import Engine, EngineConfig
+from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
+from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, load_judges, picture_terms
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr

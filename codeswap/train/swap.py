@@ -19,8 +19,9 @@ from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
 from codeswap.train.cost import flops_of, swap_step
-from codeswap.train.engine import Engine, EngineConfig, held
+from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import PairFeed, open_training_faces
+from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judges, picture_terms
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
