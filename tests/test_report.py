@@ -193,6 +193,17 @@ def test_report_is_one_page_that_needs_nothing_else(metrics: Path, tmp_path: Pat
     assert {row["variant"] for row in rows} == {"ours", "hard"}
 
 
+def test_what_was_judged_by_others_or_on_other_pairs_is_not_compared(metrics: Path, tmp_path: Path) -> None:
+    other = evaluation("hard", id_retrieval=0.3)
+    networks = {"pose": NetworkName(name="small-pose", sha256="00" * 32)}
+    write_evaluation(metrics, other.model_copy(update={"networks": networks, "pair_list_sha256": "99" * 32}))
+    write(metrics, tmp_path)
+    sentence = "NOT COMPARED: hard with ours on faces: they differ in pair list, pose. Evaluate all of them again"
+    page, text = (tmp_path / "reports/report.md").read_text(), show(tmp_path / "reports")
+    assert sentence in page and sentence in text and "variant hard" not in text
+    assert page.count("Test set faces") == 2  # in a section of its own
+
+
 def test_terminal_table_lines_up(metrics: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `dvc repro report` first"):
         show(tmp_path / "reports")

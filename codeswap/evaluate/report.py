@@ -21,7 +21,7 @@ from codeswap.evaluate.data_pages import (
 from codeswap.evaluate.figures import curves_figure, read_curve, save, trade_off_figure
 from codeswap.evaluate.findings import findings
 from codeswap.evaluate.reference import read_reference
-from codeswap.evaluate.results import Evaluation, measured, read_evaluations
+from codeswap.evaluate.results import Evaluation, comparable, measured, read_evaluations
 from codeswap.evaluate.tables import Table, as_html, as_markdown, as_text
 
 TERMINAL = "table.txt"
@@ -70,7 +70,12 @@ def write_report(metrics: Path, models: Path, data: Path, references: Path, out:
     evaluations = read_evaluations(metrics)
     shutil.rmtree(out / "figures", ignore_errors=True)
     (out / "figures").mkdir(parents=True)
-    sections = [_test_set(list(same), metrics, out) for _, same in groupby(evaluations, key=lambda e: e.testset)]
+    sections = []
+    for same in _by_testset(evaluations):
+        groups, refused = comparable(same)
+        for number, group in enumerate(groups):
+            section = _test_set(group, metrics, out)
+            sections.append(section._replace(parts=[refused, *section.parts]) if refused and not number else section)
     if curves := _curves(models, references, out):
         sections.append(Section("Training", curves))
     sections.append(_data(data, out))
@@ -207,8 +212,7 @@ def _markdown(sections: Sequence[Section], out: Path) -> str:
 def _terminal(evaluations: Sequence[Evaluation]) -> str:
     """Per test set: the methods of its first variant, one row per further variant, and what it comes to."""
     blocks = []
-    for _, same in groupby(evaluations, key=lambda e: e.testset):
-        first, *others = same
+    for first, *others in (group for same in _by_testset(evaluations) for group in comparable(same)[0]):
         names = measured([first, *others], tables.TERMINAL_COLUMNS)
         table = tables.methods_table(first, names, interval=False)
         for other in others:
@@ -216,7 +220,12 @@ def _terminal(evaluations: Sequence[Evaluation]) -> str:
             table.rows.append((f"variant {other.variant}", *row[1:]))
         note = f"{first.pairs} pairs, gallery of {first.protocol.gallery}, pair list {first.pair_list_sha256[:12]}."
         blocks.append("\n".join([as_text(table._replace(note=note)), "", *findings(first)]))
-    return "\n\n".join(blocks) + "\n"
+    refused = [sentence for same in _by_testset(evaluations) for sentence in comparable(same)[1]]
+    return "\n\n".join([*blocks, *refused]) + "\n"
+
+
+def _by_testset(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    return [list(same) for _, same in groupby(evaluations, key=lambda e: e.testset)]
 
 
 def _write_scores(path: Path, evaluations: Sequence[Evaluation]) -> None:

@@ -1,7 +1,7 @@
 """The metrics file: what one evaluation hands to the report, to `dvc metrics show` and to the reader (DESIGN §4)."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -47,6 +47,11 @@ class Evaluation(Config):
     methods: dict[str, dict[str, Estimate]]
     models: dict[str, JsonValue] = Field({})  # the card of each model: config, fingerprint, lineage, licences
     data: dict[str, JsonValue] = Field({})  # dataset, size and licences of the test faces
+
+    @property
+    def basis(self) -> dict[str, str]:
+        """What two evaluations must share to stand in one table: the pair list, and the file in each judging role."""
+        return {"pair list": self.pair_list_sha256} | {role: n.sha256 for role, n in sorted(self.networks.items())}
 
     @property
     def configs(self) -> dict[str, JsonValue]:
@@ -103,6 +108,28 @@ def measure(name: str) -> Measure:
     if name.startswith("fd_"):
         return Measure(f"FD ({name[3:]})", "lower", "plain", f"Fréchet distance to the targets, features of {name[3:]}")
     return MEASURES[name]
+
+
+def comparable(evaluations: Sequence[Evaluation]) -> tuple[list[list[Evaluation]], list[str]]:
+    """One test set's evaluations in groups that may stand in one table, and a sentence for each refused comparison."""
+    groups: list[list[Evaluation]] = []
+    for evaluation in evaluations:
+        for group in groups:
+            if group[0].basis == evaluation.basis:
+                group.append(evaluation)
+                break
+        else:
+            groups.append([evaluation])
+    refused = []
+    for group in groups[1:]:
+        one, other = groups[0][0], group[0]
+        names = sorted(one.basis.keys() | other.basis.keys())
+        differs = [name for name in names if one.basis.get(name) != other.basis.get(name)]
+        refused.append(
+            f"NOT COMPARED: {', '.join(e.variant for e in group)} with {', '.join(e.variant for e in groups[0])} on "
+            f"{one.testset}: they differ in {', '.join(differs)}. Evaluate all of them again (`dvc repro`)"
+        )
+    return groups, refused
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:

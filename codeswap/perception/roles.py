@@ -183,7 +183,8 @@ def load(folder: Path, role: str) -> nn.Module:
     path = folder / entry["file"]
     verify(role, path, entry["sha256"])
     network = _network(role, path, entry)
-    network.role, network.name, network.sha256 = role, entry["name"], entry["sha256"]
+    # the hash of the file that was published, where this one was made from it: that is what others can compare
+    network.role, network.name, network.sha256 = role, entry["name"], entry.get("original_sha256", entry["sha256"])
     return network.requires_grad_(False).eval()
 
 
