@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import s3fs
 import torch
+from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -195,11 +197,29 @@ def test_every_launch_file_can_be_read():
     assert processes["cpu1"] == processes["gpu1"] == 1 and processes["cpu2"] == 2 and processes["multi_gpu"] == 8
 
 
-def test_ray_trains_the_same_stage_and_replaces_a_killed_worker(copy):
-    root = copy("mask")
+@pytest.fixture
+def bucket(monkeypatch):
+    """An object store's address, for Ray's bookkeeping."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}").mkdir("runs")
+    yield f"s3://runs/ray?scheme=http&endpoint_override={host}:{port}", f"http://{host}:{port}"
+    server.stop()
+
+
+def test_ray_trains_the_same_stage_replaces_a_killed_worker_and_keeps_its_books_elsewhere(copy, bucket):
+    root, (address, endpoint) = copy("mask"), bucket
     done = _run(
-        "codeswap.train.launch", "--workers", "2", "--failures", "1", "--storage", root / "ray", "tiny_training", root,
+        "codeswap.train.launch", "--workers", "2", "--failures", "1", "--storage", address, "tiny_training", root,
         "--stages", "mask", "--stop", f"mask-ours:40:{int(signal.SIGKILL)}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (root / "stopped-mask-ours-40").exists() and differences(root, ["mask"]) == []
+    assert s3fs.S3FileSystem(endpoint_url=endpoint).find("runs/ray/tiny_training")
