@@ -3,8 +3,8 @@
     pip install -e '.[bench]'
     python -m benchmarks.train_speed [--profile profiles/demo.yaml] [--batch 4] [--repeats 5] [--threads 1]
 
-Networks have random weights (they time the same); perception networks are our own of the profile's size. Repetitions
-are interleaved and the best of each is kept. Memory is by how much a run raises the peak of a process of its own.
+Networks have random weights (they time the same), but for the profile's perception networks whose files are there.
+Repetitions are interleaved and the best of each is kept. Memory: by how much a run raises the peak of its own process.
 
 Stage 2, literal: as one would write it from the paper. Frozen networks are called on every input of every step
 (embeddings of the input faces), each direction is decoded and judged by itself, attention is written out, and every
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codeswap.config import load_params
 from codeswap.data.synthetic import attributes, identities, render
@@ -39,6 +39,7 @@ from codeswap.models.discriminator import PatchGAN
 from codeswap.models.fusion import second_pass
 from codeswap.models.quantizer import Codebook
 from codeswap.models.vqgan import VQGAN, feature_map, tokens
+from codeswap.perception import packaged
 from codeswap.perception.networks import NetworkConfig, build
 from codeswap.perception.roles import PerceptionConfig
 from codeswap.train.codebook import CodebookParams
@@ -61,17 +62,27 @@ def faces(batch: int, size: int) -> tuple[Tensor, Tensor]:
     return (image.float() / 127.5 - 1).chunk(2)
 
 
+def judge(params: Path, role: str) -> nn.Module:
+    """The profile's network in a role if its file has been fetched, else our own of the size that would be trained."""
+    perception = load_params(params, Profile).perception
+    entry, training = getattr(perception, role), perception.training
+    if entry is not None and entry.file is not None and Path(entry.file).exists():
+        network = packaged.build(entry.architecture, Path(entry.file))
+    else:
+        config = NetworkConfig(
+            trunk=training.train_trunk, input_size=training.image_size, width=training.width, outputs=training.embedding
+        )
+        network = build(role, config)
+    return network.eval().requires_grad_(False)
+
+
 def stage_2(params: Path, batch: int) -> dict[str, Run]:
     """Ours and literal."""
     first, second = load_params(params, CodebookParams), load_params(params, SwapParams)
-    size = load_params(params, Profile).perception.training.image_size
     torch.manual_seed(0)
     vqgan = VQGAN(first.vqgan, first.quantizer).requires_grad_(False)
     fusion = new_fusion(second.fusion, "ours", vqgan)
-    network = NetworkConfig(trunk="strided", input_size=size, width=32, outputs=128)
-    identity, expression = (
-        build(role, network).eval().requires_grad_(False) for role in ("identity_train", "expression_train")
-    )
+    identity, expression = (judge(params, role) for role in ("identity_train", "expression_train"))
     optimizer = torch.optim.Adam(fusion.parameters(), 1e-4)
     codes = vqgan.codebook.weight
     a, b = faces(batch, first.vqgan.image_size)

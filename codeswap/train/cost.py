@@ -62,6 +62,8 @@ def swap_step(
     """Stage 2: both encodings, the fusion, both decodings; second passes and triplets as often as `config` says."""
     vqgan, fusion = _copies(device, vqgan, fusion)
     vqgan.requires_grad_(False)
+    if fusion.variant == "gumbel":
+        fusion.variant = "ours"  # noise costs next to nothing, and `meta` cannot draw any
     judges = [] if judge is None else _copies(device, judge)
     image = _image(vqgan, device)
 
