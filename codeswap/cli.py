@@ -8,6 +8,7 @@ import typer
 from codeswap.perception import weights as store
 from codeswap.perception.published import NETWORKS
 from codeswap.train.plans import Cluster
+from codeswap.use import commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="CodeSwap: tools beside the pipeline's stages.")
 ASSUMED = Cluster()
@@ -15,6 +16,10 @@ weights = typer.Typer(no_args_is_help=True, help="Real face networks for real ph
 app.add_typer(weights, name="weights")
 
 Folder = Annotated[Path | None, typer.Option(help=f"the weights' folder [default: {store.FOLDER}]")]
+
+
+app.command()(commands.swap)
+app.command()(commands.verify)
 
 
 @weights.command("list")

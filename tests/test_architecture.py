@@ -18,6 +18,9 @@ DOORS = {
     "mlflow": ("codeswap/train/tracking.py",),
     "webdataset": ("codeswap/data/shards.py",),
     "yaml": ("codeswap/config.py",),
+    "c2pa": ("codeswap/use/credentials.py",),
+    "cryptography": ("codeswap/use/credentials.py",),
+    "typer": ("codeswap/cli.py", "codeswap/use/commands.py"),
 }
 
 

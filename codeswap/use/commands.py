@@ -1,0 +1,167 @@
+"""`codeswap swap` and `codeswap verify`: two photographs in, both swaps out, marked as what they are."""
+
+import csv
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from codeswap.perception.mtcnn import MTCNN
+from codeswap.use import credentials, photographs, watermark
+from codeswap.use.errors import NoFaceError, UnreadableError, UseError
+from codeswap.use.loading import Swapper, load_detector, load_swapper
+from codeswap.use.output import MIME, check_suffix, write_picture
+
+SOME_FAILED = 6  # exit code of a batch of which something could not be swapped
+
+
+class Tools(NamedTuple):
+    """What a pair of photographs passes through."""
+
+    swapper: Swapper
+    detector: MTCNN | None  # None: pictures are aligned crops
+    match_colour: bool
+    mark: bool
+    suffix: str
+    parts: bool
+
+
+def swap_pair(
+    tools: Tools, a: Path, b: Path, out: Path, face_a: int | None = None, face_b: int | None = None
+) -> list[Path]:
+    """Swaps the faces of two photographs and writes `<a>_on_<b>` and `<b>_on_<a>` to `out`; their paths.
+
+    Raises UseError.
+    """
+    pictures = [photographs.read(path) for path in (a, b)]
+    size, faces = tools.swapper.size, []
+    for path, pixels, position in zip((a, b), pictures, (face_a, face_b), strict=True):
+        if tools.detector is None:
+            faces.append(photographs.aligned(path, pixels, size))
+        else:
+            faces.append(photographs.find(path, pixels, tools.detector, size, position))
+    found = tools.swapper.swap(faces[0].crop, faces[1].crop)
+    names = f"{a.stem}_on_{b.stem}", f"{b.stem}_on_{a.stem}"
+    written = []
+    for name, target, naive, mask in (
+        (names[0], 1, found.naive_ab, found.mask_b),
+        (names[1], 0, found.naive_ba, found.mask_a),
+    ):
+        if naive is None:  # a model that swaps one way only
+            continue
+        result = photographs.paste(pictures[target], faces[target], naive, mask, tools.match_colour)
+        generated, taken = {"": result}, {}
+        if tools.parts:
+            generated["_naive"] = naive
+            taken["_crop"] = faces[target].crop
+            if mask is not None:
+                taken["_mask"] = np.rint(mask * 255).astype(np.uint8)[..., None].repeat(3, 2)
+        for part, pixels in (generated | taken).items():
+            written.append(out / f"{name}{part}{tools.suffix}")
+            write_picture(written[-1], pixels, tools.swapper.facts, tools.mark and part in generated)
+    return written
+
+
+def read_pairs(path: Path) -> list[tuple[Path, Path]]:
+    """The pairs of a CSV with the columns `a` and `b`, paths from the CSV's folder. Raises UnreadableError."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableError(f"{path} cannot be read ({error})") from None
+    if not rows or not {"a", "b"} <= rows[0].keys():
+        raise UnreadableError(f"{path}: expected a CSV with the columns a and b, and a line for each pair")
+    return [(path.parent / row["a"], path.parent / row["b"]) for row in rows]
+
+
+def swap_all(tools: Tools, pairs: list[tuple[Path, Path]], out: Path) -> dict[str, str]:
+    """Swaps pair after pair; what is in `out` already is left. Why each pair that failed did."""
+    failed = {}
+    for a, b in tqdm(pairs, unit="pair", disable=None):
+        if (out / f"{a.stem}_on_{b.stem}{tools.suffix}").exists():
+            continue
+        try:
+            swap_pair(tools, a, b, out)
+        except (NoFaceError, UnreadableError) as error:
+            failed[f"{a} {b}"] = str(error)
+    return failed
+
+
+def _ended(error: UseError) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(error.code)
+
+
+def swap(
+    a: Annotated[Path | None, typer.Argument(help="a photograph")] = None,
+    b: Annotated[Path | None, typer.Argument(help="another one")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the results")] = Path("swapped"),
+    pairs: Annotated[Path | None, typer.Option(help="a CSV with columns a and b instead of two photographs")] = None,
+    models: Annotated[Path, typer.Option(help="folder of trained models")] = Path("models"),
+    variant: Annotated[str, typer.Option(help="of Table 3")] = "ours",
+    face_a: Annotated[int | None, typer.Option(help="which face of A, from the left; without it the largest")] = None,
+    face_b: Annotated[int | None, typer.Option(help="which face of B")] = None,
+    aligned: Annotated[bool, typer.Option("--aligned", help="the pictures are FFHQ-aligned crops")] = False,
+    weights: Annotated[Path | None, typer.Option(help="folder of the face detector's weights")] = None,
+    match_colour: Annotated[bool, typer.Option(help="give the swapped face the target's colours")] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="also write crops, naive swaps and masks")] = False,
+    suffix: Annotated[str, typer.Option(help=f"format of the results: {', '.join(MIME)}")] = ".png",
+    no_marks: Annotated[
+        bool,
+        typer.Option(
+            "--no-marks",
+            help="leave out watermark and Content Credentials: nothing will then tell viewers that faces are generated",
+        ),
+    ] = False,
+) -> None:
+    """Swaps the faces of two photographs, both ways in one pass: A_on_B has the identity of A.
+
+    Only with the consent of everybody shown (docs/ethics.md). Results carry an invisible watermark and signed Content
+    Credentials; `codeswap verify` reads them. Exit codes: 3 no model or detector, 4 unreadable picture or unwritable
+    place, 5 no usable face, 6 a batch of which something failed.
+    """
+    if (pairs is None) == (a is None or b is None):
+        raise typer.BadParameter("give two photographs, or --pairs FILE.csv")
+    try:
+        check_suffix(Path(f"x{suffix}"))
+        todo = [] if pairs is None else read_pairs(pairs)
+        detector = None if aligned else load_detector(weights)
+        tools = Tools(load_swapper(models, variant), detector, match_colour, not no_marks, suffix, parts)
+        if pairs is None:
+            for path in swap_pair(tools, a, b, out, face_a, face_b):
+                typer.echo(str(path))
+            return
+        failed = swap_all(tools, todo, out)
+    except UseError as error:
+        raise _ended(error) from None
+    typer.echo(f"{len(todo) - len(failed)} of {len(todo)} pairs are in {out}")
+    for pair, why in failed.items():
+        typer.echo(f"  {pair}: {why}", err=True)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def verify(file: Annotated[Path, typer.Argument(help="a png, jpg or webp")]) -> None:
+    """Says whether a picture carries CodeSwap's marks: Content Credentials, watermark. Exit code 1 when it has none."""
+    try:
+        check_suffix(file)
+        pixels = photographs.read(file)
+        found = credentials.read(file.read_bytes(), MIME[file.suffix.lower()])
+    except UseError as error:
+        raise _ended(error) from None
+    strength = watermark.score(pixels)
+    marked = strength > watermark.THRESHOLD
+    typer.echo(f"watermark: {'found' if marked else 'not found'} ({strength:.1f}, found above {watermark.THRESHOLD})")
+    if found is None:
+        typer.echo("Content Credentials: none")
+    else:
+        typer.echo(
+            f"Content Credentials: signed by {found.signer!r}; {'intact' if found.intact else 'BROKEN'} ({found.state})"
+        )
+        typer.echo(f"  source type: {found.source_type}")
+        for name, value in sorted(found.model.items()):
+            typer.echo(f"  {name}: {value}")
+    if not marked and found is None:
+        raise typer.Exit(1)

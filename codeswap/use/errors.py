@@ -1,0 +1,25 @@
+"""What can go wrong for somebody who swaps faces: one sentence each, and an exit code of its own."""
+
+
+class UseError(ValueError):
+    """The message says what is wrong and what to do; the command line ends with `code`."""
+
+    code = 1
+
+
+class MissingModelError(UseError):
+    """No trained model, or no detector, where one is needed."""
+
+    code = 3
+
+
+class UnreadableError(UseError):
+    """A picture that cannot be read, or a place that cannot be written."""
+
+    code = 4
+
+
+class NoFaceError(UseError):
+    """No face, not the one that was asked for, or one too small to be worth it."""
+
+    code = 5

@@ -1,0 +1,95 @@
+"""Trained models and the face detector, from the folders where they are."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codeswap.data.faces import to_float
+from codeswap.data.pictures import to_bytes
+from codeswap.models.codeswap import CodeSwap, load_codeswap
+from codeswap.models.store import CARD, StoredModelError, read_model
+from codeswap.perception.mtcnn import MTCNN
+from codeswap.perception.published import NETWORKS
+from codeswap.perception.weights import default_folder
+from codeswap.types import Swap
+from codeswap.use.errors import MissingModelError
+
+
+class SwappedCrops(NamedTuple):
+    """Of one pair of crops, `xy` = identity of x on y: uint8 (s, s, 3), masks float (s, s) in 0..1 or None.
+
+    The `ba` fields and `mask_a` are None where the model swaps one way only.
+    """
+
+    naive_ab: np.ndarray
+    naive_ba: np.ndarray | None
+    mask_b: np.ndarray | None
+    mask_a: np.ndarray | None
+
+
+class Swapper:
+    """A trained CodeSwap. `size` is the side of its crops; `facts` name its weights, for the marks of what it makes."""
+
+    def __init__(self, model: CodeSwap, facts: dict[str, str], device: torch.device) -> None:
+        self._model, self.facts, self._device = model.to(device).eval(), facts, device
+        self.size = model.vqgan.config.image_size
+
+    @torch.inference_mode()
+    def swap(self, a: np.ndarray, b: np.ndarray) -> SwappedCrops:
+        """Both directions of one pair of aligned uint8 (size, size, 3) crops in one pass."""
+        images = (to_float(torch.from_numpy(x.copy()).permute(2, 0, 1)[None].to(self._device)) for x in (a, b))
+        found: Swap = self._model.swap(*images)
+        return SwappedCrops(
+            _pixels(found.naive_ab), _pixels(found.naive_ba), _numbers(found.mask_b), _numbers(found.mask_a)
+        )
+
+
+def _pixels(image: Tensor | None) -> np.ndarray | None:
+    return None if image is None else to_bytes(image)[0].permute(1, 2, 0).numpy()
+
+
+def _numbers(mask: Tensor | None) -> np.ndarray | None:
+    return None if mask is None else mask[0, 0].float().cpu().numpy()
+
+
+def load_swapper(models: Path, variant: str) -> Swapper:
+    """The model in a folder as the pipeline writes it (`models/`): codebook, swap/<variant> and mask/<variant>.
+
+    A folder without variants (codebook, swap, mask) does too, and one without mask swaps without one.
+    Raises MissingModelError saying what is not there, or what is damaged.
+    """
+    codebook = models / "codebook"
+    swap, mask = (
+        folder if (folder / CARD).exists() else folder / variant for folder in (models / "swap", models / "mask")
+    )
+    missing = [str(folder) for folder in (codebook, swap) if not (folder / CARD).exists()]
+    if missing:
+        raise MissingModelError(
+            f"there is no trained model in {', '.join(missing)}: train one (`make demo`, or `dvc repro` on your own "
+            "faces), or name its folder with --models"
+        )
+    with_mask = (mask / CARD).exists()
+    try:
+        model = load_codeswap(codebook, swap, mask if with_mask else None)
+        parts = [("codebook", codebook), ("swap", swap), *([("mask", mask)] if with_mask else [])]
+        facts = {kind: str(read_model(folder, kind).card["weights_sha256"]) for kind, folder in parts}
+    except StoredModelError as error:
+        raise MissingModelError(str(error)) from None
+    return Swapper(model, facts, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_detector(folder: Path | None = None) -> MTCNN:
+    """The face detector from the weights' folder. Raises MissingModelError when it has not been fetched."""
+    from codeswap.perception import packaged  # readers of foreign formats
+
+    (files,) = (network.files for network in NETWORKS if network.architecture == "mtcnn")
+    places = [(folder or default_folder()) / file.path for file in files]
+    if missing := [str(path) for path in places if not path.exists()]:
+        raise MissingModelError(
+            f"the face detector is not there ({missing[0]}): `codeswap weights fetch --only mtcnn`, or give aligned "
+            "crops with --aligned"
+        )
+    return packaged.build("mtcnn", places[0])

@@ -1,0 +1,121 @@
+"""Photographs as they are: find and align the face, and put a swapped one back where it was."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as PILImage
+
+from codeswap.data.align import align, crop_transform, quad_of, resized
+from codeswap.data.records import UnusableError, read_picture
+from codeswap.perception.mtcnn import MTCNN
+from codeswap.types import Detection
+from codeswap.use.errors import NoFaceError, UnreadableError
+
+SMALLEST = 24  # pixels: a smaller face has nothing to give
+SEAM = 0.08  # of the crop's side, over which it fades out at its border
+
+
+class Face(NamedTuple):
+    """A face of a photograph: its square `quad` (4, 2) in the photograph's pixels, and the aligned crop."""
+
+    quad: np.ndarray
+    crop: np.ndarray
+
+
+def read(path: Path) -> np.ndarray:
+    """A photograph, upright, uint8 (h, w, 3) RGB. Raises UnreadableError."""
+    if not path.exists():
+        raise UnreadableError(f"{path} does not exist")
+    try:
+        return read_picture(path).pixels
+    except UnusableError as error:
+        raise UnreadableError(f"{path} cannot be read as a picture ({error.detail})") from None
+
+
+def aligned(path: Path, pixels: np.ndarray, size: int) -> Face:
+    """A picture that is an FFHQ-aligned crop already, as the face of itself. Raises UnreadableError if not square."""
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise UnreadableError(f"{path} is {width}x{height}: --aligned takes square crops")
+    low, high = -0.5, height - 0.5
+    return Face(np.array([[low, low], [low, high], [high, high], [high, low]]), resized(pixels, size))
+
+
+def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, position: int | None) -> Face:
+    """The face at `position` from the left (from 1), the largest without one. Raises NoFaceError."""
+    found = sorted(detector.detect(pixels), key=lambda face: face.box[0])
+    if not found:
+        raise NoFaceError(f"{path}: no face was found")
+    if position is not None and not 1 <= position <= len(found):
+        raise NoFaceError(f"{path}: there is no face {position}; {len(found)} were found, counted from the left from 1")
+    face = max(found, key=_side) if position is None else found[position - 1]
+    if _side(face) < SMALLEST:
+        raise NoFaceError(f"{path}: the face is {_side(face):.0f} px, at least {SMALLEST} are needed")
+    try:
+        quad = quad_of(face.points)
+        return Face(quad, align(pixels, quad, size).pixels)
+    except ValueError as error:
+        raise NoFaceError(f"{path}: the face cannot be aligned ({error})") from None
+
+
+def _side(face: Detection) -> float:
+    return float(min(face.box[2] - face.box[0], face.box[3] - face.box[1]))
+
+
+def paste(
+    picture: np.ndarray, face: Face, swapped: np.ndarray, mask: np.ndarray | None, match_colour: bool
+) -> np.ndarray:
+    """The photograph with a naive swap (uint8 (s, s, 3)) of its `face` blended in by the model's `mask` (s, s).
+
+    Outside the crop nothing changes, at its border the mask fades out; without a mask an ellipse is blended.
+    `match_colour`: the swap takes the mean and the spread of the crop's colours inside the mask (Reinhard et al. 2001).
+    """
+    size = len(swapped)
+    weight = (_ellipse(size) if mask is None else mask) * _border(size)
+    if match_colour:
+        swapped = _recoloured(swapped, face.crop, weight)
+    side = np.hypot(*(face.quad[3] - face.quad[0]))
+    if side < size:  # shrunk before it is sampled, or it would alias
+        size = max(round(side), 2)
+        swapped = resized(swapped, size)
+        weight = np.asarray(PILImage.fromarray(weight.astype(np.float32)).resize((size, size), PILImage.Resampling.BOX))
+    inside = _warped(PILImage.fromarray(weight.astype(np.float32)), face.quad, picture.shape)[..., None]
+    colours = _warped(PILImage.fromarray(swapped), face.quad, picture.shape).astype(np.float32)
+    blended = picture * (1 - inside) + colours * inside
+    return np.where(inside > 0, np.clip(np.rint(blended), 0, 255), picture).astype(np.uint8)
+
+
+def _warped(crop: PILImage.Image, quad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The crop where it belongs in a picture of `shape`, 0 elsewhere."""
+    forward = crop_transform(quad, crop.width)
+    linear = forward[:, :2]
+    offset = forward[:, 2] + 0.5 - linear @ [0.5, 0.5]  # PIL counts from the outer corner of the first pixel
+    data = (*linear[0], offset[0], *linear[1], offset[1])
+    kind = PILImage.Resampling.BICUBIC if crop.mode == "RGB" else PILImage.Resampling.BILINEAR
+    return np.asarray(crop.transform((shape[1], shape[0]), PILImage.Transform.AFFINE, data, kind))
+
+
+def _border(size: int) -> np.ndarray:
+    """1 inside, falling to 0 over SEAM at the crop's border."""
+    distance = np.minimum(np.arange(size), np.arange(size)[::-1]) / max(SEAM * size, 1)
+    ramp = np.clip(distance, 0, 1)
+    return np.minimum(ramp[:, None], ramp[None]) ** 2 * (3 - 2 * np.minimum(ramp[:, None], ramp[None]))
+
+
+def _ellipse(size: int) -> np.ndarray:
+    """Where a face lies in an FFHQ crop, with a soft edge."""
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    radius = np.hypot((x - 0.5) / 0.36, (y - 0.55) / 0.42)
+    return np.clip((1.1 - radius) / 0.2, 0, 1)
+
+
+def _recoloured(swapped: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    inside = weight > 0.5
+    if inside.sum() < 16:
+        return swapped
+    source = swapped.astype(np.float32)
+    mean, spread = source[inside].mean(axis=0), source[inside].std(axis=0) + 1e-3
+    wanted = target[inside].astype(np.float32)
+    moved = (source - mean) / spread * wanted.std(axis=0) + wanted.mean(axis=0)
+    return np.clip(np.rint(moved), 0, 255).astype(np.uint8)
