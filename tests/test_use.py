@@ -1,4 +1,4 @@
-"""Swapping photographs as a user does: both results where the faces were, marked; each failure a sentence and a code."""
+"""Swapping photographs as a user does: both results in their places, marked; each failure a sentence and a code."""
 
 import json
 import shutil
