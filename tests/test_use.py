@@ -17,6 +17,7 @@ from codeswap.models.codeswap import load_codeswap
 from codeswap.types import Detection
 from codeswap.use import commands, credentials, photographs, watermark
 from codeswap.use.errors import NoFaceError
+from codeswap.use.output import MIME
 from codeswap.use.photographs import Face, paste
 
 
@@ -82,10 +83,8 @@ def test_results_are_marked_and_verify_reads_it(trained, crops, tmp_path, suffix
         assert f"{kind}: {card['weights_sha256']}" in told.output  # which weights made it
     data = bytearray(result.read_bytes())
     data[-len(data) // 3] ^= 1
-    assert (
-        credentials.read(bytes(data), {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}[suffix]).intact
-        is False
-    )
+    result.write_bytes(data)
+    assert not credentials.read_file(result, MIME[suffix]).intact
     plain = tmp_path / f"plain{suffix}"
     PILImage.fromarray(pixels(crops[0])).save(plain)
     told = invoke("verify", plain)

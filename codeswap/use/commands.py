@@ -13,6 +13,7 @@ from codeswap.use import credentials, photographs, watermark
 from codeswap.use.errors import NoFaceError, UnreadableError, UseError
 from codeswap.use.loading import Swapper, load_detector, load_swapper
 from codeswap.use.output import MIME, check_suffix, write_picture
+from codeswap.use.video import VIDEOS, FrameSwapper, Report, Tracker, first_frame, swap_video
 
 SOME_FAILED = 6  # exit code of a batch of which something could not be swapped
 
@@ -64,6 +65,16 @@ def swap_pair(
     return written
 
 
+def swap_onto_video(
+    tools: Tools, a: Path, video: Path, out: Path, face_a: int | None = None, face_b: int | None = None
+) -> Report:
+    """Puts the person of photograph `a` on a video. Raises UseError."""
+    source = photographs.find(a, photographs.read(a), tools.detector, tools.swapper.size, face_a)
+    tracker = Tracker(tools.detector, face_b)
+    frames = FrameSwapper(tools.swapper, source.crop, tracker, tools.match_colour)
+    return swap_video(frames, tracker, video, out, tools.swapper.facts, tools.mark)
+
+
 def read_pairs(path: Path) -> list[tuple[Path, Path]]:
     """The pairs of a CSV with the columns `a` and `b`, paths from the CSV's folder. Raises UnreadableError."""
     try:
@@ -96,8 +107,8 @@ def _ended(error: UseError) -> typer.Exit:
 
 def swap(
     a: Annotated[Path | None, typer.Argument(help="a photograph")] = None,
-    b: Annotated[Path | None, typer.Argument(help="another one")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the results")] = Path("swapped"),
+    b: Annotated[Path | None, typer.Argument(help="another one, or a video")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the results, or an .mp4")] = Path("swapped"),
     pairs: Annotated[Path | None, typer.Option(help="a CSV with columns a and b instead of two photographs")] = None,
     models: Annotated[Path, typer.Option(help="folder of trained models")] = Path("models"),
     variant: Annotated[str, typer.Option(help="of Table 3")] = "ours",
@@ -116,7 +127,7 @@ def swap(
         ),
     ] = False,
 ) -> None:
-    """Swaps the faces of two photographs, both ways in one pass: A_on_B has the identity of A.
+    """Swaps the faces of two photographs, both ways in one pass: A_on_B has the identity of A. B may be a video.
 
     Only with the consent of everybody shown (docs/ethics.md). Results carry an invisible watermark and signed Content
     Credentials; `codeswap verify` reads them. Exit codes: 3 no model or detector, 4 unreadable picture or unwritable
@@ -125,6 +136,11 @@ def swap(
     if (pairs is None) == (a is None or b is None):
         raise typer.BadParameter("give two photographs, or --pairs FILE.csv")
     try:
+        if b is not None and b.suffix.lower() in VIDEOS:
+            tools = Tools(load_swapper(models, variant), load_detector(weights), match_colour, not no_marks, "", False)
+            target = out if out.suffix else out / f"{a.stem}_on_{b.stem}.mp4"
+            typer.echo(f"{target}: {swap_onto_video(tools, a, b, target, face_a, face_b)}")
+            return
         check_suffix(Path(f"x{suffix}"))
         todo = [] if pairs is None else read_pairs(pairs)
         detector = None if aligned else load_detector(weights)
@@ -143,12 +159,14 @@ def swap(
         raise typer.Exit(SOME_FAILED)
 
 
-def verify(file: Annotated[Path, typer.Argument(help="a png, jpg or webp")]) -> None:
-    """Says whether a picture carries CodeSwap's marks: Content Credentials, watermark. Exit code 1 when it has none."""
+def verify(file: Annotated[Path, typer.Argument(help="a png, jpg, webp or mp4")]) -> None:
+    """Says whether a file carries CodeSwap's marks: Content Credentials, watermark. Exit code 1 when it has none."""
     try:
-        check_suffix(file)
-        pixels = photographs.read(file)
-        found = credentials.read(file.read_bytes(), MIME[file.suffix.lower()])
+        kinds = MIME | {".mp4": "video/mp4"}
+        if file.suffix.lower() not in kinds:
+            raise UnreadableError(f"{file}: expected one of {', '.join(kinds)}")
+        pixels = first_frame(file) if file.suffix.lower() == ".mp4" else photographs.read(file)
+        found = credentials.read_file(file, kinds[file.suffix.lower()])
     except UseError as error:
         raise _ended(error) from None
     strength = watermark.score(pixels)

@@ -8,7 +8,8 @@ import datetime
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,21 @@ class Credentials(NamedTuple):
 
 def sign(data: bytes, mime: str, title: str, facts: Mapping[str, str]) -> bytes:
     """An encoded picture with a manifest: an edit with a trained algorithm, `facts` of the model. Raises UseError."""
+    out = io.BytesIO()
+    with _builder(title, facts) as (builder, signer):
+        builder.sign(signer, mime, io.BytesIO(data), out)
+    return out.getvalue()
+
+
+def sign_file(source: Path, target: Path, title: str, facts: Mapping[str, str]) -> None:
+    """`source` with the same manifest, as the file `target`: videos do not pass through memory. Raises UseError."""
+    with _builder(title, facts) as (builder, signer):
+        builder.sign_file(source, target, signer)
+
+
+@contextmanager
+def _builder(title: str, facts: Mapping[str, str]) -> Iterator[tuple[c2pa.Builder, c2pa.Signer]]:
+    """The manifest and who signs it; what goes wrong with either is a UseError."""
     action = {
         "action": "c2pa.created",
         "digitalSourceType": SOURCE_TYPE,
@@ -54,22 +70,18 @@ def sign(data: bytes, mime: str, title: str, facts: Mapping[str, str]) -> bytes:
         ],
     }
     chain, key = _identity()
-    out = io.BytesIO()
     try:
         signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, chain, key, None))
         with c2pa.Builder.from_json(json.dumps(manifest)) as builder:
-            builder.sign(signer, mime, io.BytesIO(data), out)
+            yield builder, signer
     except c2pa.C2paError as error:
-        raise UseError(
-            f"the picture cannot be signed ({error}): check {CERTIFICATE} and {KEY}, or unset both"
-        ) from None
-    return out.getvalue()
+        raise UseError(f"the result cannot be signed ({error}): check {CERTIFICATE} and {KEY}, or unset both") from None
 
 
-def read(data: bytes, mime: str) -> Credentials | None:
-    """The manifest of an encoded picture, verified against its bytes; None when it has none."""
+def read_file(path: Path, mime: str) -> Credentials | None:
+    """The manifest of a file, verified against its bytes; None when it has none. Raises UseError for a broken one."""
     try:
-        with c2pa.Reader(mime, io.BytesIO(data)) as reader:
+        with path.open("rb") as file, c2pa.Reader(mime, file) as reader:
             report, state = json.loads(reader.json()), str(reader.get_validation_state())
     except c2pa.C2paError as error:
         if "ManifestNotFound" in str(error) or "no JUMBF" in str(error):
