@@ -8,7 +8,7 @@ import typer
 from codeswap.perception import weights as store
 from codeswap.perception.published import NETWORKS
 from codeswap.train.plans import Cluster
-from codeswap.use import commands
+from codeswap.use import commands, view_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="CodeSwap: tools beside the pipeline's stages.")
 ASSUMED = Cluster()
@@ -20,6 +20,8 @@ Folder = Annotated[Path | None, typer.Option(help=f"the weights' folder [default
 
 app.command()(commands.swap)
 app.command()(commands.verify)
+app.command()(view_commands.reconstruct)
+app.command()(view_commands.attention)
 
 
 @weights.command("list")

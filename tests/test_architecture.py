@@ -20,7 +20,7 @@ DOORS = {
     "yaml": ("codeswap/config.py",),
     "c2pa": ("codeswap/use/credentials.py",),
     "cryptography": ("codeswap/use/credentials.py",),
-    "typer": ("codeswap/cli.py", "codeswap/use/commands.py"),
+    "typer": ("codeswap/cli.py", "codeswap/use/"),
 }
 
 

@@ -6,15 +6,18 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
+from scipy.ndimage import gaussian_filter, maximum_filter
 from tqdm import tqdm
 
 from codeswap.perception.mtcnn import MTCNN
 from codeswap.use import credentials, photographs, watermark
-from codeswap.use.errors import NoFaceError, UnreadableError, UseError
+from codeswap.use.errors import NoFaceError, UnreadableError, UseError, ended
 from codeswap.use.loading import Swapper, load_detector, load_swapper
 from codeswap.use.output import MIME, check_suffix, write_picture
+from codeswap.use.regions import NAMES, region_of
 from codeswap.use.video import VIDEOS, FrameSwapper, Report, Tracker, first_frame, swap_video
 
+Positions = tuple[int | None, int | None]
 SOME_FAILED = 6  # exit code of a batch of which something could not be swapped
 
 
@@ -29,6 +32,14 @@ class Tools(NamedTuple):
     parts: bool
 
 
+def _face(tools: Tools, path: Path, position: int | None) -> tuple[np.ndarray, photographs.Face]:
+    """A photograph and its face. Raises UseError."""
+    pixels, size = photographs.read(path), tools.swapper.size
+    if tools.detector is None:
+        return pixels, photographs.aligned(path, pixels, size)
+    return pixels, photographs.find(path, pixels, tools.detector, size, position)
+
+
 def swap_pair(
     tools: Tools, a: Path, b: Path, out: Path, face_a: int | None = None, face_b: int | None = None
 ) -> list[Path]:
@@ -36,13 +47,8 @@ def swap_pair(
 
     Raises UseError.
     """
-    pictures = [photographs.read(path) for path in (a, b)]
-    size, faces = tools.swapper.size, []
-    for path, pixels, position in zip((a, b), pictures, (face_a, face_b), strict=True):
-        if tools.detector is None:
-            faces.append(photographs.aligned(path, pixels, size))
-        else:
-            faces.append(photographs.find(path, pixels, tools.detector, size, position))
+    found = [_face(tools, path, position) for path, position in ((a, face_a), (b, face_b))]
+    pictures, faces = zip(*found, strict=True)
     found = tools.swapper.swap(faces[0].crop, faces[1].crop)
     names = f"{a.stem}_on_{b.stem}", f"{b.stem}_on_{a.stem}"
     written = []
@@ -63,6 +69,19 @@ def swap_pair(
             written.append(out / f"{name}{part}{tools.suffix}")
             write_picture(written[-1], pixels, tools.swapper.facts, tools.mark and part in generated)
     return written
+
+
+def swap_region(tools: Tools, a: Path, b: Path, out: Path, region: str, perception: Path, faces: Positions) -> Path:
+    """Gives the face of `b` a part of a's only, and writes `<a>_on_<b>_<region>` to `out`. Raises UseError."""
+    (_, first), (picture, second) = (_face(tools, path, position) for path, position in zip((a, b), faces, strict=True))
+    inside = region_of(region, second, picture, tools.swapper, perception)
+    crop = tools.swapper.swap_region(first.crop, second.crop, inside)
+    cell = tools.swapper.cell
+    soft = gaussian_filter(maximum_filter(inside.astype(np.float32), 2 * cell + 1), cell / 2)
+    path = out / f"{a.stem}_on_{b.stem}_{Path(region).stem}{tools.suffix}"
+    result = photographs.paste(picture, second, crop, soft, tools.match_colour)
+    write_picture(path, result, tools.swapper.facts, tools.mark)
+    return path
 
 
 def swap_onto_video(
@@ -100,11 +119,6 @@ def swap_all(tools: Tools, pairs: list[tuple[Path, Path]], out: Path) -> dict[st
     return failed
 
 
-def _ended(error: UseError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(error.code)
-
-
 def swap(
     a: Annotated[Path | None, typer.Argument(help="a photograph")] = None,
     b: Annotated[Path | None, typer.Argument(help="another one, or a video")] = None,
@@ -117,6 +131,9 @@ def swap(
     aligned: Annotated[bool, typer.Option("--aligned", help="the pictures are FFHQ-aligned crops")] = False,
     weights: Annotated[Path | None, typer.Option(help="folder of the face detector's weights")] = None,
     match_colour: Annotated[bool, typer.Option(help="give the swapped face the target's colours")] = False,
+    region: Annotated[
+        str | None, typer.Option(help=f"only this part of B's face: {', '.join(NAMES)}, or a mask painted over B")
+    ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="also write crops, naive swaps and masks")] = False,
     suffix: Annotated[str, typer.Option(help=f"format of the results: {', '.join(MIME)}")] = ".png",
     no_marks: Annotated[
@@ -145,13 +162,18 @@ def swap(
         todo = [] if pairs is None else read_pairs(pairs)
         detector = None if aligned else load_detector(weights)
         tools = Tools(load_swapper(models, variant), detector, match_colour, not no_marks, suffix, parts)
+        if region is not None:
+            if pairs is not None:
+                raise typer.BadParameter("--region takes two photographs")
+            typer.echo(str(swap_region(tools, a, b, out, region, models / "perception", (face_a, face_b))))
+            return
         if pairs is None:
             for path in swap_pair(tools, a, b, out, face_a, face_b):
                 typer.echo(str(path))
             return
         failed = swap_all(tools, todo, out)
     except UseError as error:
-        raise _ended(error) from None
+        raise ended(error) from None
     typer.echo(f"{len(todo) - len(failed)} of {len(todo)} pairs are in {out}")
     for pair, why in failed.items():
         typer.echo(f"  {pair}: {why}", err=True)
@@ -168,7 +190,7 @@ def verify(file: Annotated[Path, typer.Argument(help="a png, jpg, webp or mp4")]
         pixels = first_frame(file) if file.suffix.lower() == ".mp4" else photographs.read(file)
         found = credentials.read_file(file, kinds[file.suffix.lower()])
     except UseError as error:
-        raise _ended(error) from None
+        raise ended(error) from None
     strength = watermark.score(pixels)
     marked = strength > watermark.THRESHOLD
     typer.echo(f"watermark: {'found' if marked else 'not found'} ({strength:.1f}, found above {watermark.THRESHOLD})")

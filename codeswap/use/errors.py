@@ -1,10 +1,18 @@
 """What can go wrong for somebody who swaps faces: one sentence each, and an exit code of its own."""
 
+import typer
+
 
 class UseError(ValueError):
     """The message says what is wrong and what to do; the command line ends with `code`."""
 
     code = 1
+
+
+def ended(error: UseError) -> typer.Exit:
+    """How a command ends with it: the sentence on stderr, and its code."""
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(error.code)
 
 
 class MissingModelError(UseError):

@@ -10,11 +10,12 @@ from torch import Tensor
 from codeswap.data.faces import to_float
 from codeswap.data.pictures import to_bytes
 from codeswap.models.codeswap import CodeSwap, load_codeswap
+from codeswap.models.regional import swap_region
 from codeswap.models.store import CARD, StoredModelError, read_model
 from codeswap.perception.mtcnn import MTCNN
 from codeswap.perception.published import NETWORKS
 from codeswap.perception.weights import default_folder
-from codeswap.types import Swap
+from codeswap.types import Image, Swap
 from codeswap.use.errors import MissingModelError
 
 
@@ -31,17 +32,30 @@ class SwappedCrops(NamedTuple):
 
 
 class Swapper:
-    """A trained CodeSwap. `size` is the side of its crops; `facts` name its weights, for the marks of what it makes."""
+    """A trained CodeSwap.
+
+    `size` is the side of its crops and `cell` that of a token in them, in pixels; `facts` name its weights, for the
+    marks of what it makes.
+    """
 
     def __init__(self, model: CodeSwap, facts: dict[str, str], device: torch.device) -> None:
-        self._model, self.facts, self._device = model.to(device).eval(), facts, device
-        self.size = model.vqgan.config.image_size
+        self.model, self.facts, self._device = model.to(device).eval(), facts, device
+        self.size, self.cell = model.vqgan.config.image_size, model.vqgan.config.downsample
+
+    def tensor(self, *crops: np.ndarray) -> Image:
+        """Aligned uint8 (size, size, 3) crops as images in [-1, 1] on the model's device."""
+        return to_float(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self._device))
+
+    @torch.inference_mode()
+    def swap_region(self, a: np.ndarray, b: np.ndarray, region: np.ndarray) -> np.ndarray:
+        """b's crop with the identity of a inside `region` (s, s) only (Fig. 8), blended already; uint8 (s, s, 3)."""
+        inside = torch.from_numpy(region.astype(np.float32))[None, None].to(self._device)
+        return _pixels(swap_region(self.model, self.tensor(a), self.tensor(b), inside))
 
     @torch.inference_mode()
     def swap(self, a: np.ndarray, b: np.ndarray) -> SwappedCrops:
         """Both directions of one pair of aligned uint8 (size, size, 3) crops in one pass."""
-        images = (to_float(torch.from_numpy(x.copy()).permute(2, 0, 1)[None].to(self._device)) for x in (a, b))
-        found: Swap = self._model.swap(*images)
+        found: Swap = self.model.swap(self.tensor(a), self.tensor(b))
         return SwappedCrops(
             _pixels(found.naive_ab), _pixels(found.naive_ba), _numbers(found.mask_b), _numbers(found.mask_a)
         )

@@ -1,0 +1,47 @@
+"""The part of a face that is to be swapped (Fig. 8): by name, or as a painted mask."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from codeswap.data.align import align
+from codeswap.perception.roles import PerceptionError, load
+from codeswap.use.errors import MissingModelError, UnreadableError
+from codeswap.use.loading import Swapper
+from codeswap.use.photographs import Face, read
+
+# Label ids of types.PARSING_LABELS
+NAMES = {"brows": (2, 3), "eyes": (2, 3, 4, 5), "nose": (10,), "mouth": (11, 12, 13), "skin": (1,)}
+
+
+def region_of(name: str, face: Face, picture: np.ndarray, swapper: Swapper, perception: Path) -> np.ndarray:
+    """The region of a face's crop, bool (s, s): of NAMES by the parsing network, or painted bright over the photograph.
+
+    Raises MissingModelError when nothing fills the role `parsing`, UnreadableError for another name or size, or when
+    the region is empty.
+    """
+    if name in NAMES:
+        try:
+            labels = load(perception, "parsing").label_map(swapper.tensor(face.crop).cpu())[0]
+        except PerceptionError as error:
+            raise MissingModelError(f"{error}, or paint the region and give its file") from None
+        inside = torch.isin(labels, torch.tensor(NAMES[name], dtype=labels.dtype)).numpy()
+    else:
+        painted = read(Path(name)) if Path(name).suffix else None
+        if painted is None:
+            raise UnreadableError(f"there is no region {name!r}: give {', '.join(NAMES)}, or a mask's file")
+        if painted.shape != picture.shape:
+            found, wanted = ("x".join(map(str, x.shape[1::-1])) for x in (painted, picture))
+            raise UnreadableError(f"{name} is {found}, the photograph {wanted}: paint the region over the photograph")
+        inside = _cropped(painted, face, swapper.size).mean(axis=2) > 127
+    if not inside.any():
+        raise UnreadableError(f"the region {name} is empty in this face")
+    return inside
+
+
+def _cropped(painted: np.ndarray, face: Face, size: int) -> np.ndarray:
+    if len(face.crop) == len(painted) == painted.shape[1]:
+        return np.asarray(PILImage.fromarray(painted).resize((size, size)))
+    return align(painted, face.quad, size).pixels
