@@ -4,7 +4,7 @@
     python -m benchmarks.train_speed [--profile profiles/demo.yaml] [--batch 4] [--repeats 5] [--threads 1]
 
 Networks have random weights (they time the same), but for the profile's perception networks whose files are there.
-Repetitions are interleaved and the best of each is kept. Memory: by how much a run raises the peak of its own process.
+Repetitions are interleaved and the best of each is kept. Memory: by how much a run raises the process' peak.
 
 Stage 2, literal: as one would write it from the paper. Frozen networks are called on every input of every step
 (embeddings of the input faces), each direction is decoded and judged by itself, attention is written out, and every
@@ -12,8 +12,6 @@ term is read with `.item()`. Stage 1, literal: lambda by two more passes through
 """
 
 import argparse
-import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from functools import partial
@@ -91,13 +89,13 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
     fast = [module.to(memory_format=torch.channels_last) for module in (vqgan, identity, expression)]
     with torch.no_grad():
         known = [network(x) for network in (identity, expression) for x in (a, b)]
+        latents = [tokens(vqgan.encode(x)) for x in (a, b)]  # swap.cache_latents
     sums: dict[str, Tensor] = {}
 
     def ours() -> None:
         e_a, e_b, x_a, x_b = known
         image_a, image_b = channels_last(a), channels_last(b)
-        with torch.no_grad():
-            z_a, z_b = (tokens(fast[0].encode(image)) for image in (image_a, image_b))
+        z_a, z_b = latents
         swapped = fusion(z_a, z_b, codes)
         pictures = fast[0].decode(feature_map(torch.cat([swapped.z_q_ab, swapped.z_q_ba])))
         ab, ba = pictures.chunk(2)
@@ -217,19 +215,12 @@ def compare(title: str, runs: dict[str, Run], repeats: int) -> None:
 
 
 def _memory(run: Run) -> float:
-    """MB by which one run raises the peak of a forked process."""
-
-    def child(pipe: object) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        run()
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-    receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=child, args=(send,))
-    process.start()
-    rise = receive.recv()
-    process.join()
-    return rise / 1024
+    """MB by which a run raises the process' peak above what it holds already (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status")
+    before = float(status.read_text().split("VmRSS:")[1].split()[0])
+    run()
+    return (float(status.read_text().split("VmHWM:")[1].split()[0]) - before) / 1024
 
 
 def main() -> None:

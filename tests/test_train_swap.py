@@ -90,6 +90,27 @@ def test_gumbel_noise_and_both_optimizers_resume_too(tiny, copy, optimizer):
     assert models[0] == models[1]
 
 
+def test_cached_latents_give_the_same_training_and_resume_bit_for_bit(tiny, trained, copy):
+    models = []
+    root = copy("swap", "mask")
+    for stops in ((), (f"swap-ours:16:{signal.SIGTERM}", f"swap-ours:40:{signal.SIGTERM}")):
+        undo = tiny.stop_at(root, *stops)
+        try:
+            assert tiny.train(root, ["swap"], swap={"cache_latents": True}) == len(stops)
+        finally:
+            undo()
+        models.append((root / "models/swap/ours/model.safetensors").read_bytes())
+        (run,) = (root / "runs/swap/ours").iterdir()
+        assert not (run / "latents").exists(), "a finished run gives their room back"
+        header, first, *_ = (root / "models/swap/ours/curve.csv").read_text().splitlines()
+        for place in ("models", "runs"):
+            shutil.rmtree(root / place / "swap/ours")
+    assert models[0] == models[1]
+    _, expected, *_ = (trained / "models/swap/ours/curve.csv").read_text().splitlines()
+    for name, value, other in zip(header.split(","), first.split(","), expected.split(","), strict=True):
+        assert (value, other) == ("", "") or float(value) == pytest.approx(float(other), rel=1e-3, abs=1e-6), name
+
+
 def test_accumulation_gives_nearly_the_same_training(tiny, trained, copy):
     """Not bit for bit: sums are taken in another order."""
     root = copy("swap", "mask")

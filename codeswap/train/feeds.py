@@ -1,5 +1,6 @@
 """Positions -> batches of faces (Stage 1) and of pairs (Stages 2 and 3), with what the annotations know of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -56,11 +57,14 @@ class PairBatch(NamedTuple):
     same: Tensor
     sibling_b: Tensor | None = None  # another picture of b's person, of the first pairs only
     has_sibling_b: Tensor | None = None  # 1 where there is one, 0 where it is b itself
+    latent_a: Tensor | None = None  # Stage 1's (b, n, d), where they are kept
+    latent_b: Tensor | None = None
 
     def exchanged(self) -> "PairBatch":
         """The same pairs as (b, a), without siblings."""
         a_b = [(self[i + 1], self[i]) for i in range(0, PairBatch._fields.index("same"), 2)]
-        return PairBatch(*(item for pair in a_b for item in pair), self.same)
+        exchanged = PairBatch(*(item for pair in a_b for item in pair), self.same)
+        return exchanged._replace(latent_a=self.latent_b, latent_b=self.latent_a)
 
     def in_both_directions(self) -> "PairBatch":
         """Every pair as (a, b) and then as (b, a): twice as many pairs."""
@@ -121,12 +125,20 @@ class PairFeed:
 
     `person`: the identity wanted of a swap is the mean embedding of all pictures of its person instead of the one
     picture's. One picture's embedding also says something of its pose and light; their mean does not.
+    `latents` gives Stage 1's latents of faces and views, where they are kept.
     """
 
     def __init__(
-        self, source: TrainingFaces, pairing: Pairing, parsing: bool, siblings: int = 0, person: bool = False
+        self,
+        source: TrainingFaces,
+        pairing: Pairing,
+        parsing: bool,
+        siblings: int = 0,
+        person: bool = False,
+        latents: Callable[[np.ndarray, np.ndarray], Tensor] | None = None,
     ) -> None:
         self._source, self._pairing, self._parsing, self._siblings = source, pairing, parsing, siblings
+        self._latents = latents
         self._persons = person_means(source.annotations.identity, source.faces.identity) if person else None
 
     def __call__(self, positions: np.ndarray) -> PairBatch:
@@ -145,6 +157,7 @@ class PairFeed:
             torch.from_numpy(pairs.same),
             faces.images(pairs.sibling_b[:n], pairs.flip_b[:n]) if n else None,
             torch.from_numpy(pairs.sibling_b[:n] != pairs.b[:n]).float() if n else None,
+            *(None if self._latents is None else self._latents(index, flip) for index, flip in sides),
         )
 
     def describe(self, positions: np.ndarray) -> list[dict[str, object]]:

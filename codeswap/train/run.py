@@ -27,6 +27,7 @@ from codeswap.train.alarms import Alarm, speed_alarms
 from codeswap.train.checkpoints import CheckpointWriter
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import Feed
+from codeswap.train.latents import LATENTS
 from codeswap.train.lock import lock_folder
 from codeswap.train.meter import Meter
 from codeswap.train.processes import STOPPED, Stopped
@@ -294,5 +295,5 @@ class Run:
         outs.put(self.folder, out)
         self._tracker.card(CARD, whole)
         self._writer.remove(milestones=False)
-        for folder in (self.pictures, self.folder / outs.BEST):
+        for folder in (self.pictures, self.folder / outs.BEST, self.folder / LATENTS):
             shutil.rmtree(folder, ignore_errors=True)

@@ -21,6 +21,7 @@ from codeswap.train.alarms import discriminator_alarms, swap_alarms
 from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import PairFeed, open_training_faces
+from codeswap.train.latents import LATENTS, Latents
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judges, picture_terms
 from codeswap.train.run import Run
@@ -51,6 +52,7 @@ class SwapTraining(TrainingConfig):
     adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
     adversarial_from: NonNegativeInt = 0
     discriminator_lr: PositiveFloat = 1e-4
+    cache_latents: bool = False  # every face is encoded once, before the first step (train/latents.py)
     recompute_from: PositiveInt | None = None  # decoder levels of at least this size are recomputed, to save memory
 
     def cycle_weight(self, position: int) -> float:
@@ -92,19 +94,20 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 "swap.triplets needs two pictures of a person: use a labelled data set, set triplets.alone to "
                 "another_look, or share to 0"
             )
-        feed = PairFeed(
-            source,
-            pairing,
-            parsing=triplets > 0 or config.weights.background > 0,
-            siblings=triplets,
-            person=config.weights.identity_of == "person",
-        )
         different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
         among = Pairing(order.rekeyed("calibration"), source.faces.identity, different, params.seed)
 
         vqgan = engine.frozen(load_vqgan(codebook))
         vqgan.recompute_from_(config.recompute_from)
         codes = vqgan.codebook.weight
+        feed = PairFeed(
+            source,
+            pairing,
+            parsing=triplets > 0 or config.weights.background > 0,
+            siblings=triplets,
+            person=config.weights.identity_of == "person",
+            latents=Latents(engine, vqgan, source.faces, run.folder / LATENTS) if config.cache_latents else None,
+        )
         judges = load_judges(engine, perception, config.weights)
         calibration = calibrate(
             engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
@@ -141,8 +144,11 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             noise = engine.seed_for(state.step, "gumbel", apart=True) if variant == "gumbel" else None
 
             with engine.autocast():
-                with torch.no_grad():
-                    z_a, z_b = (tokens(vqgan.encode(to_float(image))) for image in (pairs.image_a, pairs.image_b))
+                if config.cache_latents:
+                    z_a, z_b = pairs.latent_a, pairs.latent_b
+                else:
+                    with torch.no_grad():
+                        z_a, z_b = (tokens(vqgan.encode(to_float(image))) for image in (pairs.image_a, pairs.image_b))
                 first: SwappedCodes = trained(z_a, z_b, codes, noise)
                 both = Pictures(first.z_q_ab, first.z_q_ba)
                 swapped = Pictures(*both.pair(vqgan.decode(feature_map(both.stacked)).float()))
