@@ -16,7 +16,8 @@ from codeswap.data.faces import Faces
 from codeswap.models.codeswap import load_codeswap
 from codeswap.types import Detection
 from codeswap.use import commands, credentials, photographs, watermark
-from codeswap.use.errors import NoFaceError
+from codeswap.use.errors import MissingModelError, NoFaceError
+from codeswap.use.loading import load_identity
 from codeswap.use.output import MIME
 from codeswap.use.photographs import Face, paste
 
@@ -178,6 +179,28 @@ def test_the_face_is_chosen_from_the_left_or_the_largest() -> None:
             photographs.find(Path("p.png"), picture, detector, 32, position)
     with pytest.raises(NoFaceError, match=r"p\.png: no face was found"):
         photographs.find(Path("p.png"), picture, Finds(), 32, None)
+
+
+def test_the_face_is_chosen_by_a_picture_of_the_person(trained: Path, tmp_path: Path) -> None:
+    """The two persons' own pictures stand side by side; what compares them here are their colours."""
+    faces = Faces([trained / "data/shards/train/tiny"])
+    people = [np.asarray(PILImage.fromarray(faces.read(index)).resize((120, 120))) for index in (0, 20)]
+    picture = np.concatenate(people, axis=1)
+    detector = Finds(_face(20, 30, 80), _face(140, 30, 80))
+
+    def embed(crops: np.ndarray) -> np.ndarray:
+        vectors = crops.reshape(len(crops), -1).astype(np.float64)
+        vectors -= vectors.mean(axis=1, keepdims=True)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    for number, person in enumerate(people):
+        reference = photographs.find(Path("r.png"), person, Finds(_face(20, 30, 80)), 32, None)
+        found = photographs.find(Path("p.png"), picture, detector, 32, photographs.Like(reference.crop, embed))
+        assert np.allclose(found.quad, quad_of(_face(20 + 120 * number, 30, 80).points))
+    unit = load_identity(trained / "models/perception")(np.stack([faces.read(0), faces.read(20)]))
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
+    with pytest.raises(MissingModelError, match="choose them by position"):
+        load_identity(tmp_path)
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.5])

@@ -1,6 +1,7 @@
 """`codeswap swap` and `codeswap verify`: two photographs in, both swaps out, marked as what they are."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -12,12 +13,13 @@ from tqdm import tqdm
 from codeswap.perception.mtcnn import MTCNN
 from codeswap.use import credentials, photographs, watermark
 from codeswap.use.errors import NoFaceError, UnreadableError, UseError, ended
-from codeswap.use.loading import Swapper, load_detector, load_swapper
+from codeswap.use.loading import Swapper, load_detector, load_identity, load_swapper
 from codeswap.use.output import MIME, check_suffix, write_picture
+from codeswap.use.photographs import Like
 from codeswap.use.regions import NAMES, region_of
 from codeswap.use.video import VIDEOS, FrameSwapper, Report, Tracker, first_frame, swap_video
 
-Positions = tuple[int | None, int | None]
+Choice = int | Like | None
 SOME_FAILED = 6  # exit code of a batch of which something could not be swapped
 
 
@@ -32,7 +34,17 @@ class Tools(NamedTuple):
     parts: bool
 
 
-def _face(tools: Tools, path: Path, position: int | None) -> tuple[np.ndarray, photographs.Face]:
+def _choice(text: str | None, tools: Tools, perception: Path) -> Choice:
+    """A position, or the face that is most like that of a reference picture. Raises UseError."""
+    if text is None or tools.detector is None:
+        return None
+    if text.lstrip("-").isdigit():
+        return int(text)
+    reference = photographs.find(Path(text), photographs.read(Path(text)), tools.detector, tools.swapper.size, None)
+    return Like(reference.crop, load_identity(perception))
+
+
+def _face(tools: Tools, path: Path, position: Choice) -> tuple[np.ndarray, photographs.Face]:
     """A photograph and its face. Raises UseError."""
     pixels, size = photographs.read(path), tools.swapper.size
     if tools.detector is None:
@@ -40,9 +52,7 @@ def _face(tools: Tools, path: Path, position: int | None) -> tuple[np.ndarray, p
     return pixels, photographs.find(path, pixels, tools.detector, size, position)
 
 
-def swap_pair(
-    tools: Tools, a: Path, b: Path, out: Path, face_a: int | None = None, face_b: int | None = None
-) -> list[Path]:
+def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, face_b: Choice = None) -> list[Path]:
     """Swaps the faces of two photographs and writes `<a>_on_<b>` and `<b>_on_<a>` to `out`; their paths.
 
     Raises UseError.
@@ -71,7 +81,9 @@ def swap_pair(
     return written
 
 
-def swap_region(tools: Tools, a: Path, b: Path, out: Path, region: str, perception: Path, faces: Positions) -> Path:
+def swap_region(
+    tools: Tools, a: Path, b: Path, out: Path, region: str, perception: Path, faces: Sequence[Choice]
+) -> Path:
     """Gives the face of `b` a part of a's only, and writes `<a>_on_<b>_<region>` to `out`. Raises UseError."""
     (_, first), (picture, second) = (_face(tools, path, position) for path, position in zip((a, b), faces, strict=True))
     inside = region_of(region, second, picture, tools.swapper, perception)
@@ -85,10 +97,12 @@ def swap_region(tools: Tools, a: Path, b: Path, out: Path, region: str, percepti
 
 
 def swap_onto_video(
-    tools: Tools, a: Path, video: Path, out: Path, face_a: int | None = None, face_b: int | None = None
+    tools: Tools, a: Path, video: Path, out: Path, face_a: Choice = None, face_b: Choice = None
 ) -> Report:
     """Puts the person of photograph `a` on a video. Raises UseError."""
     source = photographs.find(a, photographs.read(a), tools.detector, tools.swapper.size, face_a)
+    if isinstance(face_b, Like):
+        raise UnreadableError("a video's face is chosen by its position from the left where a shot begins")
     tracker = Tracker(tools.detector, face_b)
     frames = FrameSwapper(tools.swapper, source.crop, tracker, tools.match_colour)
     return swap_video(frames, tracker, video, out, tools.swapper.facts, tools.mark)
@@ -126,8 +140,10 @@ def swap(
     pairs: Annotated[Path | None, typer.Option(help="a CSV with columns a and b instead of two photographs")] = None,
     models: Annotated[Path, typer.Option(help="folder of trained models")] = Path("models"),
     variant: Annotated[str, typer.Option(help="of Table 3")] = "ours",
-    face_a: Annotated[int | None, typer.Option(help="which face of A, from the left; without it the largest")] = None,
-    face_b: Annotated[int | None, typer.Option(help="which face of B")] = None,
+    face_a: Annotated[
+        str | None, typer.Option(help="which face of A: its number from the left, or a picture of that person")
+    ] = None,
+    face_b: Annotated[str | None, typer.Option(help="which face of B; without it the largest")] = None,
     aligned: Annotated[bool, typer.Option("--aligned", help="the pictures are FFHQ-aligned crops")] = False,
     weights: Annotated[Path | None, typer.Option(help="folder of the face detector's weights")] = None,
     match_colour: Annotated[bool, typer.Option(help="give the swapped face the target's colours")] = False,
@@ -156,19 +172,21 @@ def swap(
         if b is not None and b.suffix.lower() in VIDEOS:
             tools = Tools(load_swapper(models, variant), load_detector(weights), match_colour, not no_marks, "", False)
             target = out if out.suffix else out / f"{a.stem}_on_{b.stem}.mp4"
-            typer.echo(f"{target}: {swap_onto_video(tools, a, b, target, face_a, face_b)}")
+            chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
+            typer.echo(f"{target}: {swap_onto_video(tools, a, b, target, *chosen)}")
             return
         check_suffix(Path(f"x{suffix}"))
         todo = [] if pairs is None else read_pairs(pairs)
         detector = None if aligned else load_detector(weights)
         tools = Tools(load_swapper(models, variant), detector, match_colour, not no_marks, suffix, parts)
+        chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
         if region is not None:
             if pairs is not None:
                 raise typer.BadParameter("--region takes two photographs")
-            typer.echo(str(swap_region(tools, a, b, out, region, models / "perception", (face_a, face_b))))
+            typer.echo(str(swap_region(tools, a, b, out, region, models / "perception", chosen)))
             return
         if pairs is None:
-            for path in swap_pair(tools, a, b, out, face_a, face_b):
+            for path in swap_pair(tools, a, b, out, *chosen):
                 typer.echo(str(path))
             return
         failed = swap_all(tools, todo, out)

@@ -1,10 +1,12 @@
 """Trained models and the face detector, from the folders where they are."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codeswap.data.faces import to_float
@@ -14,6 +16,7 @@ from codeswap.models.regional import swap_region
 from codeswap.models.store import CARD, StoredModelError, read_model
 from codeswap.perception.mtcnn import MTCNN
 from codeswap.perception.published import NETWORKS
+from codeswap.perception.roles import PerceptionError, load
 from codeswap.perception.weights import default_folder
 from codeswap.types import Image, Swap
 from codeswap.use.errors import MissingModelError
@@ -93,6 +96,20 @@ def load_swapper(models: Path, variant: str) -> Swapper:
     except StoredModelError as error:
         raise MissingModelError(str(error)) from None
     return Swapper(model, facts, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_identity(perception: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 (n, s, s, 3) aligned crops -> unit identity vectors (n, e). Raises MissingModelError."""
+    try:
+        network = load(perception, "identity_train")
+    except PerceptionError as error:
+        raise MissingModelError(f"faces cannot be compared: {error}; choose them by position") from None
+
+    @torch.inference_mode()
+    def embed(crops: np.ndarray) -> np.ndarray:
+        return F.normalize(network(to_float(torch.from_numpy(crops).permute(0, 3, 1, 2))).float(), dim=1).numpy()
+
+    return embed
 
 
 def load_detector(folder: Path | None = None) -> MTCNN:

@@ -1,5 +1,6 @@
 """Photographs as they are: find and align the face, and put a swapped one back where it was."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,13 @@ class Face(NamedTuple):
     crop: np.ndarray
 
 
+class Like(NamedTuple):
+    """Whom a face is to resemble: an aligned uint8 (s, s, 3) crop, and what turns (n, s, s, 3) into unit vectors."""
+
+    crop: np.ndarray
+    embed: Callable[[np.ndarray], np.ndarray]
+
+
 def read(path: Path) -> np.ndarray:
     """A photograph, upright, uint8 (h, w, 3) RGB. Raises UnreadableError."""
     if not path.exists():
@@ -42,14 +50,25 @@ def aligned(path: Path, pixels: np.ndarray, size: int) -> Face:
     return Face(np.array([[low, low], [low, high], [high, high], [high, low]]), resized(pixels, size))
 
 
-def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, position: int | None) -> Face:
-    """The face at `position` from the left (from 1), the largest without one. Raises NoFaceError."""
+def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, choice: int | Like | None) -> Face:
+    """The face at a position from the left (from 1), or most like another; without `choice` the largest.
+
+    Raises NoFaceError.
+    """
     found = sorted(detector.detect(pixels), key=lambda face: face.box[0])
     if not found:
         raise NoFaceError(f"{path}: no face was found")
-    if position is not None and not 1 <= position <= len(found):
-        raise NoFaceError(f"{path}: there is no face {position}; {len(found)} were found, counted from the left from 1")
-    face = max(found, key=_side) if position is None else found[position - 1]
+    if isinstance(choice, int) and not 1 <= choice <= len(found):
+        raise NoFaceError(f"{path}: there is no face {choice}; {len(found)} were found, counted from the left from 1")
+    if isinstance(choice, Like):
+        large = [face for face in found if _side(face) >= SMALLEST] or found
+        faces = [_aligned(path, pixels, face, size) for face in large]
+        vectors = choice.embed(np.stack([choice.crop, *(face.crop for face in faces)]))
+        return faces[int(np.argmax(vectors[1:] @ vectors[0]))]
+    return _aligned(path, pixels, max(found, key=_side) if choice is None else found[choice - 1], size)
+
+
+def _aligned(path: Path, pixels: np.ndarray, face: Detection, size: int) -> Face:
     if _side(face) < SMALLEST:
         raise NoFaceError(f"{path}: the face is {_side(face):.0f} px, at least {SMALLEST} are needed")
     try:
