@@ -28,6 +28,9 @@ def test_flops_and_activations_of_a_layer_by_hand() -> None:
     step = Step([Piece(lambda: layer(x).sum().backward(), 1.0)], [layer], [])
     assert flops_of(step) == 2 * (2 * 8 * 4) * 2  # the product, and the weight's gradient; x needs none
     assert activations_of(step) == 2 * 8 * 4  # x, 4 bytes each
+    x.requires_grad_()
+    assert activations_of(step) == 2 * 8 * 4  # the weight waits too now, but it is there anyway
+    x.requires_grad_(False)
     halves = Step([Piece(lambda: layer(x).sum().backward(), 0.5)], [layer], [])
     assert flops_of(halves) == flops_of(step) / 2
 

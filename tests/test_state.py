@@ -135,7 +135,7 @@ def test_only_the_newest_are_kept_and_milestones_for_good(tmp_path):
         writer.put(_taken(state))
     writer.wait()
     assert [int(path.name) for path in checkpoints(tmp_path)] == [64, 56, 48, 40, 24]  # first at or after 20, 40 and 60
-    writer.remove(milestones=False)
+    writer.remove()
     assert [int(path.name) for path in checkpoints(tmp_path)] == [64, 40, 24]
 
 

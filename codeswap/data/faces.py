@@ -137,7 +137,7 @@ class Faces:
 
     def read(self, index: int, into: np.ndarray | None = None) -> np.ndarray:
         """Face `index` as uint8 (h, w, 3) RGB, a jpg `into` an array when one is given. Raises DamagedShardError."""
-        data = self._read(index, read_image)
+        data = self.encoded(index)
         try:
             return decode(data, into)
         except ValueError as error:

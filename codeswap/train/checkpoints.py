@@ -30,17 +30,18 @@ class CheckpointWriter:
         if writing is not None:
             writing.result()
 
-    def remove(self, milestones: bool) -> None:
-        """Removes the checkpoints, and the milestones too when asked."""
-        for checkpoint in checkpoints(self._folder):
-            if milestones or not self.is_milestone(int(checkpoint.name)):
-                shutil.rmtree(checkpoint)
+    def remove(self) -> None:
+        """Removes the checkpoints, but not the milestones."""
+        self._keep_newest(0)
 
     def is_milestone(self, position: int) -> bool:
         return self._milestone is not None and position > 0 and position % self._milestone < self._every
 
     def _write(self, snapshot: Snapshot) -> None:
         write_snapshot(snapshot, self._folder)
+        self._keep_newest(self._keep)
+
+    def _keep_newest(self, count: int) -> None:
         passing = [path for path in checkpoints(self._folder) if not self.is_milestone(int(path.name))]
-        for old in passing[self._keep :]:
+        for old in passing[count:]:
             shutil.rmtree(old)

@@ -129,7 +129,9 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         identity = engine.frozen(load(perception, "identity_train")) if config.identity else None
         expression = engine.frozen(load(perception, "expression_train")) if config.expression else None
         held_out = HeldOut(engine, root, source.faces, config.validation)
-        critics = load_critics(engine, perception)
+        critics = load_critics(
+            engine, perception, perceptual=perceptual, identity_train=identity, expression_train=expression
+        )
 
         opt_g = engine.adam(vqgan, config.lr, config.betas, config.weight_decay)
         opt_d = engine.adam(discriminator, config.lr, config.betas, config.weight_decay)

@@ -134,20 +134,20 @@ def flops_of(step: Step) -> float:
 
 def activations_of(step: Step) -> int:
     """Bytes that the largest piece keeps for its backward pass, parameters not counted."""
-    known = {id(p.untyped_storage()) for part in (*step.trained, *step.frozen) for p in part.parameters()}
+    known = {p.untyped_storage()._cdata for part in (*step.trained, *step.frozen) for p in part.parameters()}
     most = 0
     for piece in step.pieces:
-        kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
+        kept: dict[int, torch.UntypedStorage] = {}  # held, so that no other takes its place
 
         def keep(tensor: Tensor, kept: dict = kept) -> Tensor:
             storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage, storage.nbytes()  # held, so that no other takes its place
+            kept[storage._cdata] = storage
             return tensor
 
         if piece.times:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 piece.run()
-            most = max(most, sum(size for storage, size in kept.values() if id(storage) not in known))
+            most = max(most, sum(storage.nbytes() for key, storage in kept.items() if key not in known))
     return most
 
 

@@ -37,11 +37,7 @@ def stage_steps(params: Trainings, variant: str, device: str) -> Iterator[tuple[
         judge = PatchGAN(first.discriminator)
         adversary = judge if second.swap.adversarial else None
         yield "codebook", first.codebook, codebook_step(first.codebook, vqgan, judge, device)
-        yield (
-            "swap",
-            second.swap,
-            swap_step(second.swap, vqgan, fusion, adversary, device),
-        )
+        yield "swap", second.swap, swap_step(second.swap, vqgan, fusion, adversary, device)
         generator = MaskGenerator(third.mask_generator, first.vqgan)
         frozen = (vqgan.requires_grad_(False), fusion.requires_grad_(False))
         yield "mask", third.mask, mask_step(generator, *frozen, device)

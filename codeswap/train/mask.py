@@ -22,7 +22,7 @@ from codeswap.train.cost import flops_of, mask_step
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
 from codeswap.train.machine import EngineConfig
-from codeswap.train.objective import Pictures, SwapWeights, load_judges, picture_terms
+from codeswap.train.objective import Pictures, SwapWeights, by_role, load_judges, picture_terms
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
@@ -91,7 +91,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
         fusion = engine.frozen(load_fusion(swap, vqgan))
         judges = load_judges(engine, perception, config.weights)
         held_out = HeldOut(engine, root, source.faces, config.validation)
-        critics = load_critics(engine, perception)
+        critics = load_critics(engine, perception, **by_role(judges))
         with engine.initialising("stage 3"):
             generator = engine.place(MaskGenerator(params.mask_generator, vqgan.config))
 

@@ -66,6 +66,12 @@ def load_judges(engine: Engine, perception: Path, weights: SwapWeights) -> Judge
     )
 
 
+def by_role(judges: Judges) -> dict[str, nn.Module | None]:
+    """The networks by their role, for others who look with them."""
+    roles = {"identity": "identity_train", "expression": "expression_train"}
+    return {roles.get(name, name): network for name, network in judges._asdict().items()}
+
+
 class Pictures(NamedTuple):
     """Both directions of a batch of swaps (float, [-1, 1]); `ba` is None in the one-sided variant."""
 

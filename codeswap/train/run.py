@@ -294,6 +294,6 @@ class Run:
         outs.keep(self.folder, weights, whole, self.curve.csv(), self.pictures)
         outs.put(self.folder, out)
         self._tracker.card(CARD, whole)
-        self._writer.remove(milestones=False)
+        self._writer.remove()
         for folder in (self.pictures, self.folder / outs.BEST, self.folder / LATENTS):
             shutil.rmtree(folder, ignore_errors=True)

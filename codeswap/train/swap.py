@@ -23,7 +23,7 @@ from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import PairFeed, open_training_faces
 from codeswap.train.latents import LATENTS, Latents
 from codeswap.train.machine import EngineConfig
-from codeswap.train.objective import Pictures, SwapWeights, calibrate, load_judges, picture_terms
+from codeswap.train.objective import Pictures, SwapWeights, by_role, calibrate, load_judges, picture_terms
 from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
@@ -117,7 +117,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             discriminator = PatchGAN(params.discriminator) if config.adversarial else None
         engine.place(fusion)
         held_out = HeldOut(engine, root, source.faces, config.validation)
-        critics = load_critics(engine, perception)
+        critics = load_critics(engine, perception, **by_role(judges))
 
         if config.optimizer == "muon":
             optimizer = engine.muon(fusion, fusion.layers, config.lr, config.betas, config.weight_decay)

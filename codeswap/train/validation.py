@@ -36,11 +36,15 @@ class Critics(NamedTuple):
     parsing: nn.Module | None
 
 
-def load_critics(engine: Engine, perception: Path) -> Critics:
-    """The networks of the training roles, on the device."""
-    roles = ("identity_train", "expression_train", "pose", "perceptual", "parsing")
+def load_critics(engine: Engine, perception: Path, **loaded: nn.Module | None) -> Critics:
+    """The networks of the training roles, on the device; those that the objective has `loaded` by role are shared."""
     filled = card(perception)["roles"]
-    return Critics(*(engine.frozen(load(perception, role)) if role in filled else None for role in roles))
+
+    def critic(role: str) -> nn.Module | None:
+        known = loaded.get(role)
+        return known if known is not None or role not in filled else engine.frozen(load(perception, role))
+
+    return Critics(*map(critic, ("identity_train", "expression_train", "pose", "perceptual", "parsing")))
 
 
 class Sums:

@@ -15,7 +15,7 @@ from codeswap.use import credentials, photographs, watermark
 from codeswap.use.errors import NoFaceError, UnreadableError, UseError, ended
 from codeswap.use.loading import Swapper, load_detector, load_identity, load_swapper
 from codeswap.use.output import MIME, check_suffix, write_picture
-from codeswap.use.photographs import Like
+from codeswap.use.photographs import Like, face_of
 from codeswap.use.regions import NAMES, region_of
 from codeswap.use.video import VIDEOS, FrameSwapper, Report, Tracker, first_frame, swap_video
 
@@ -40,16 +40,8 @@ def _choice(text: str | None, tools: Tools, perception: Path) -> Choice:
         return None
     if text.lstrip("-").isdigit():
         return int(text)
-    reference = photographs.find(Path(text), photographs.read(Path(text)), tools.detector, tools.swapper.size, None)
+    _, reference = face_of(Path(text), tools.detector, tools.swapper.size, None)
     return Like(reference.crop, load_identity(perception))
-
-
-def _face(tools: Tools, path: Path, position: Choice) -> tuple[np.ndarray, photographs.Face]:
-    """A photograph and its face. Raises UseError."""
-    pixels, size = photographs.read(path), tools.swapper.size
-    if tools.detector is None:
-        return pixels, photographs.aligned(path, pixels, size)
-    return pixels, photographs.find(path, pixels, tools.detector, size, position)
 
 
 def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, face_b: Choice = None) -> list[Path]:
@@ -57,8 +49,8 @@ def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, 
 
     Raises UseError.
     """
-    found = [_face(tools, path, position) for path, position in ((a, face_a), (b, face_b))]
-    pictures, faces = zip(*found, strict=True)
+    detector, size = tools.detector, tools.swapper.size
+    pictures, faces = zip(face_of(a, detector, size, face_a), face_of(b, detector, size, face_b), strict=True)
     found = tools.swapper.swap(faces[0].crop, faces[1].crop)
     names = f"{a.stem}_on_{b.stem}", f"{b.stem}_on_{a.stem}"
     written = []
@@ -85,7 +77,9 @@ def swap_region(
     tools: Tools, a: Path, b: Path, out: Path, region: str, perception: Path, faces: Sequence[Choice]
 ) -> Path:
     """Gives the face of `b` a part of a's only, and writes `<a>_on_<b>_<region>` to `out`. Raises UseError."""
-    (_, first), (picture, second) = (_face(tools, path, position) for path, position in zip((a, b), faces, strict=True))
+    (_, first), (picture, second) = (
+        face_of(path, tools.detector, tools.swapper.size, face) for path, face in zip((a, b), faces, strict=True)
+    )
     inside = region_of(region, second, picture, tools.swapper, perception)
     crop = tools.swapper.swap_region(first.crop, second.crop, inside)
     cell = tools.swapper.cell
@@ -100,7 +94,7 @@ def swap_onto_video(
     tools: Tools, a: Path, video: Path, out: Path, face_a: Choice = None, face_b: Choice = None
 ) -> Report:
     """Puts the person of photograph `a` on a video. Raises UseError."""
-    source = photographs.find(a, photographs.read(a), tools.detector, tools.swapper.size, face_a)
+    _, source = face_of(a, tools.detector, tools.swapper.size, face_a)
     if isinstance(face_b, Like):
         raise UnreadableError("a video's face is chosen by its position from the left where a shot begins")
     tracker = Tracker(tools.detector, face_b)
@@ -168,6 +162,8 @@ def swap(
     """
     if (pairs is None) == (a is None or b is None):
         raise typer.BadParameter("give two photographs, or --pairs FILE.csv")
+    if region is not None and pairs is not None:
+        raise typer.BadParameter("--region takes two photographs")
     try:
         if b is not None and b.suffix.lower() in VIDEOS:
             tools = Tools(load_swapper(models, variant), load_detector(weights), match_colour, not no_marks, "", False)
@@ -181,8 +177,6 @@ def swap(
         tools = Tools(load_swapper(models, variant), detector, match_colour, not no_marks, suffix, parts)
         chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
         if region is not None:
-            if pairs is not None:
-                raise typer.BadParameter("--region takes two photographs")
             typer.echo(str(swap_region(tools, a, b, out, region, models / "perception", chosen)))
             return
         if pairs is None:

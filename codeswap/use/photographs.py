@@ -41,6 +41,14 @@ def read(path: Path) -> np.ndarray:
         raise UnreadableError(f"{path} cannot be read as a picture ({error.detail})") from None
 
 
+def face_of(path: Path, detector: MTCNN | None, size: int, choice: int | Like | None) -> tuple[np.ndarray, Face]:
+    """A photograph and its face; without a detector it is an aligned crop already. Raises UseError."""
+    pixels = read(path)
+    if detector is None:
+        return pixels, aligned(path, pixels, size)
+    return pixels, find(path, pixels, detector, size, choice)
+
+
 def aligned(path: Path, pixels: np.ndarray, size: int) -> Face:
     """A picture that is an FFHQ-aligned crop already, as the face of itself. Raises UnreadableError if not square."""
     height, width = pixels.shape[:2]
@@ -61,16 +69,16 @@ def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, choice: int
     if isinstance(choice, int) and not 1 <= choice <= len(found):
         raise NoFaceError(f"{path}: there is no face {choice}; {len(found)} were found, counted from the left from 1")
     if isinstance(choice, Like):
-        large = [face for face in found if _side(face) >= SMALLEST] or found
+        large = [face for face in found if side_of(face) >= SMALLEST] or found
         faces = [_aligned(path, pixels, face, size) for face in large]
         vectors = choice.embed(np.stack([choice.crop, *(face.crop for face in faces)]))
         return faces[int(np.argmax(vectors[1:] @ vectors[0]))]
-    return _aligned(path, pixels, max(found, key=_side) if choice is None else found[choice - 1], size)
+    return _aligned(path, pixels, max(found, key=side_of) if choice is None else found[choice - 1], size)
 
 
 def _aligned(path: Path, pixels: np.ndarray, face: Detection, size: int) -> Face:
-    if _side(face) < SMALLEST:
-        raise NoFaceError(f"{path}: the face is {_side(face):.0f} px, at least {SMALLEST} are needed")
+    if side_of(face) < SMALLEST:
+        raise NoFaceError(f"{path}: the face is {side_of(face):.0f} px, at least {SMALLEST} are needed")
     try:
         quad = quad_of(face.points)
         return Face(quad, align(pixels, quad, size).pixels)
@@ -78,7 +86,8 @@ def _aligned(path: Path, pixels: np.ndarray, face: Detection, size: int) -> Face
         raise NoFaceError(f"{path}: the face cannot be aligned ({error})") from None
 
 
-def _side(face: Detection) -> float:
+def side_of(face: Detection) -> float:
+    """The shorter side of a face's box, in pixels."""
     return float(min(face.box[2] - face.box[0], face.box[3] - face.box[1]))
 
 

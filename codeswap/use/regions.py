@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 
 from codeswap.data.align import align
 from codeswap.perception.roles import PerceptionError, load
@@ -35,13 +34,7 @@ def region_of(name: str, face: Face, picture: np.ndarray, swapper: Swapper, perc
         if painted.shape != picture.shape:
             found, wanted = ("x".join(map(str, x.shape[1::-1])) for x in (painted, picture))
             raise UnreadableError(f"{name} is {found}, the photograph {wanted}: paint the region over the photograph")
-        inside = _cropped(painted, face, swapper.size).mean(axis=2) > 127
+        inside = align(painted, face.quad, swapper.size).pixels.mean(axis=2) > 127
     if not inside.any():
         raise UnreadableError(f"the region {name} is empty in this face")
     return inside
-
-
-def _cropped(painted: np.ndarray, face: Face, size: int) -> np.ndarray:
-    if len(face.crop) == len(painted) == painted.shape[1]:
-        return np.asarray(PILImage.fromarray(painted).resize((size, size)))
-    return align(painted, face.quad, size).pixels

@@ -16,7 +16,7 @@ from codeswap.types import Detection
 from codeswap.use import credentials, watermark
 from codeswap.use.errors import NoFaceError, UnreadableError
 from codeswap.use.loading import Swapper
-from codeswap.use.photographs import SMALLEST, Face, paste
+from codeswap.use.photographs import SMALLEST, Face, paste, side_of
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 CUT = 0.12  # mean change of a 16x16 colour thumbnail, 0..1, from which on another shot has begun
@@ -62,7 +62,7 @@ class Tracker:
         if cut:
             self._face = self._points = None
             self.shots += 1
-        found = [face for face in self._detector.detect(pixels) if _side(face) >= SMALLEST]
+        found = [face for face in self._detector.detect(pixels) if side_of(face) >= SMALLEST]
         face = self._same(found) if self._face is not None else self._first(found)
         if face is None:
             self._points = None  # when it comes back it does not slide in from where it left
@@ -70,7 +70,7 @@ class Tracker:
         if self._points is None:
             self._points = face.points.astype(np.float64)
         else:
-            moved = np.abs(face.points - self._points).mean() / _side(face)
+            moved = np.abs(face.points - self._points).mean() / side_of(face)
             share = min(1.0, STEADY + FAST * moved)
             self._points = self._points + share * (face.points - self._points)
         self._face = face
@@ -79,15 +79,15 @@ class Tracker:
     def _first(self, found: list[Detection]) -> Detection | None:
         ordered = sorted(found, key=lambda face: face.box[0])
         if self._position is None:
-            return max(ordered, key=_side, default=None)
+            return max(ordered, key=side_of, default=None)
         return ordered[self._position - 1] if len(ordered) >= self._position else None
 
     def _same(self, found: list[Detection]) -> Detection | None:
-        centre, side = _centre(self._face), _side(self._face)
+        centre, side = _centre(self._face), side_of(self._face)
         near = [
             face
             for face in found
-            if np.hypot(*(_centre(face) - centre)) < NEAR * side and 0.6 < _side(face) / side < 1.7
+            if np.hypot(*(_centre(face) - centre)) < NEAR * side and 0.6 < side_of(face) / side < 1.7
         ]
         return min(near, key=lambda face: np.hypot(*(_centre(face) - centre)), default=None)
 
@@ -97,10 +97,6 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     if not height or not width:
         return pixels.mean(axis=(0, 1)) / 255
     return pixels[:height, :width].reshape(16, height // 16, 16, width // 16, 3).mean(axis=(1, 3)) / 255
-
-
-def _side(face: Detection) -> float:
-    return float(min(face.box[2] - face.box[0], face.box[3] - face.box[1]))
 
 
 def _centre(face: Detection) -> np.ndarray:

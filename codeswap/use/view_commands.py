@@ -22,14 +22,7 @@ Weights = Annotated[Path | None, typer.Option(help="folder of the face detector'
 
 def _crops(paths: list[Path], swapper: Swapper, aligned: bool, weights: Path | None) -> list[np.ndarray]:
     detector = None if aligned else load_detector(weights)
-    crops = []
-    for path in paths:
-        pixels = photographs.read(path)
-        if detector is None:
-            crops.append(photographs.aligned(path, pixels, swapper.size).crop)
-        else:
-            crops.append(photographs.find(path, pixels, detector, swapper.size, None).crop)
-    return crops
+    return [photographs.face_of(path, detector, swapper.size, None)[1].crop for path in paths]
 
 
 def reconstruct(
