@@ -6,7 +6,8 @@
 Networks have random weights (they time the same), but for the profile's perception networks whose files are there.
 Repetitions are interleaved and the best of each is kept. Memory: by how much a run raises the process' peak.
 
-Stage 2, literal: as one would write it from the paper. Frozen networks are called on every input of every step
+Stage 2, ours: as the stage does it, and with the engine's switches `precision: bf16` and `compile: true`, one and both.
+Literal: as one would write it from the paper. Frozen networks are called on every input of every step
 (embeddings of the input faces), each direction is decoded and judged by itself, attention is written out, and every
 term is read with `.item()`. Stage 1, literal: lambda by two more passes through the decoder's last layer.
 """
@@ -43,7 +44,7 @@ from codeswap.perception.roles import PerceptionConfig
 from codeswap.train.codebook import CodebookParams
 from codeswap.train.engine import held
 from codeswap.train.swap import SwapParams
-from codeswap.types import Config
+from codeswap.types import Config, SwappedCodes
 
 Run = Callable[[], object]
 
@@ -80,6 +81,7 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
     torch.manual_seed(0)
     vqgan = VQGAN(first.vqgan, first.quantizer).requires_grad_(False)
     fusion = new_fusion(second.fusion, "ours", vqgan)
+    compiled = torch.compile(fusion)
     identity, expression = (judge(params, role) for role in ("identity_train", "expression_train"))
     optimizer = torch.optim.Adam(fusion.parameters(), 1e-4)
     codes = vqgan.codebook.weight
@@ -92,20 +94,20 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
         latents = [tokens(vqgan.encode(x)) for x in (a, b)]  # swap.cache_latents
     sums: dict[str, Tensor] = {}
 
-    def ours() -> None:
+    def ours(trained: Callable[..., SwappedCodes]) -> None:
         e_a, e_b, x_a, x_b = known
         image_a, image_b = channels_last(a), channels_last(b)
         z_a, z_b = latents
-        swapped = fusion(z_a, z_b, codes)
-        pictures = fast[0].decode(feature_map(torch.cat([swapped.z_q_ab, swapped.z_q_ba])))
+        swapped = trained(z_a, z_b, codes)
+        pictures = fast[0].decode(feature_map(torch.cat([swapped.z_q_ab, swapped.z_q_ba]))).float()
         ab, ba = pictures.chunk(2)
         (e_ab, e_ba), (x_ab, x_ba) = (network(pictures).chunk(2) for network in fast[1:])
-        z_aba, z_bab = second_pass(fusion, swapped, z_b, codes)
+        z_aba, z_bab = second_pass(trained, swapped, z_b, codes)
         terms = {
             "reconstruction": reconstruction_loss(ab, image_b, ba, image_a, same=same),
             "identity": identity_loss(e_ab, e_a, e_ba, e_b),
             "expression": expression_loss(x_ab, x_b, x_ba, x_a),
-            "cycle": cycle_loss(z_bab, z_b, z_aba, z_a),
+            "cycle": cycle_loss(z_bab.float(), z_b, z_aba, z_a),
         }
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
@@ -143,12 +145,19 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
         finally:
             FusionAttention.forward = forward
 
-    def ours_run() -> None:
+    def ours_run(trained: Callable[..., SwappedCodes] = fusion, bf16: bool = False) -> None:
         for module in fast:
             module.to(memory_format=torch.channels_last)
-        ours()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            ours(trained)
 
-    return {"ours": ours_run, "literal": literal_run}
+    return {
+        "ours": ours_run,
+        "ours, bf16": partial(ours_run, bf16=True),
+        "ours, compiled": partial(ours_run, compiled),
+        "ours, bf16 and compiled": partial(ours_run, compiled, True),
+        "literal": literal_run,
+    }
 
 
 def stage_1(params: Path, batch: int) -> dict[str, Run]:

@@ -24,10 +24,11 @@ import pipeline.evaluate
 import pipeline.pairs
 from codeswap.data.faces import Faces, to_float
 from codeswap.data.manifest import MANIFEST, SCHEMA, write_card, write_rows
+from codeswap.data.scenes import scenes
 from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
 from codeswap.data.synthetic import attributes, identities, render
 from codeswap.evaluate import runner
-from codeswap.evaluate.baselines import face_of, paste, read_results, scenes, truth_of
+from codeswap.evaluate.baselines import face_of, paste, read_results, truth_of
 from codeswap.evaluate.judges import FID_WEIGHTS, ROLES, Judges
 from codeswap.evaluate.methods import Batch, eight_bits, exchange_error, pictures
 from codeswap.evaluate.protocol import ProtocolConfig, read_pairs

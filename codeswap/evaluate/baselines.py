@@ -3,27 +3,20 @@
 All images are RGB in [-1, 1].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from PIL import Image as PILImage
 from torch import Tensor
 
 from codeswap.data.faces import to_float
-from codeswap.data.synthetic import ATTRIBUTES, IDENTITY, render
+from codeswap.data.scenes import Scenes, true_swap
 from codeswap.types import FACE_CLASSES, Image, Mask
-
-
-class Scenes(NamedTuple):
-    """Parameters of some rendered faces."""
-
-    identity: Float[Tensor, "b i"]
-    attributes: Float[Tensor, "b a"]
 
 
 class Truth(NamedTuple):
@@ -32,21 +25,6 @@ class Truth(NamedTuple):
     image: Image
     target_face: Bool[Tensor, "b 1 h w"]
     region: Bool[Tensor, "b 1 h w"]
-
-
-def scenes(facts: Sequence[Mapping[str, object]]) -> Scenes | None:
-    """The renderer's parameters in the faces' facts; None for photographs. Raises ValueError for another renderer's."""
-    found = [fact.get("synthetic") for fact in facts]
-    if not all(isinstance(parameters, dict) for parameters in found):
-        return None
-    identity = torch.tensor([parameters["identity"] for parameters in found])
-    attributes = torch.tensor([parameters["attributes"] for parameters in found])
-    if identity.shape[1:] != (IDENTITY,) or attributes.shape[1:] != (ATTRIBUTES,):
-        raise ValueError(
-            f"the shards were rendered from {tuple(identity.shape[1:])} + {tuple(attributes.shape[1:])} parameters, "
-            f"this renderer takes ({IDENTITY},) + ({ATTRIBUTES},): run `dvc repro` for the `shard` stage again"
-        )
-    return Scenes(identity, attributes)
 
 
 def face_of(labels: Tensor) -> Bool[Tensor, "b 1 h w"]:
@@ -59,8 +37,8 @@ def truth_of(source: Scenes | None, target: Scenes | None, size: int) -> Truth |
     """Renders the source's identity under everything else of the target, a perfect result; None for photographs."""
     if source is None or target is None:
         return None
-    image, labels = render(source.identity, target.attributes, size)
-    _, target_labels = render(target.identity, target.attributes, size)
+    image, labels = true_swap(source, target, size)
+    _, target_labels = true_swap(target, target, size)
     face, target_face = face_of(labels), face_of(target_labels)
     return Truth(to_float(image), target_face, face | target_face)
 

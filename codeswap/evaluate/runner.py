@@ -16,8 +16,9 @@ from tqdm import tqdm
 from codeswap.data.faces import Faces, to_float
 from codeswap.data.loader import batches
 from codeswap.data.pictures import grid, save_png
+from codeswap.data.scenes import Scenes, scenes
 from codeswap.evaluate import temporal
-from codeswap.evaluate.baselines import Scenes, Truth, check_results, scenes, truth_of
+from codeswap.evaluate.baselines import Truth, check_results, truth_of
 from codeswap.evaluate.judges import Judges
 from codeswap.evaluate.methods import Batch, exchange_error, pictures
 from codeswap.evaluate.metrics import FeatureMoments, frechet_distance

@@ -1,6 +1,6 @@
 """Positions -> batches of faces (Stage 1) and of pairs (Stages 2 and 3), with what the annotations know of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -12,10 +12,12 @@ from codeswap.data.annotations import Annotations, Vectors
 from codeswap.data.faces import Faces, training_folders
 from codeswap.data.order import Ordering, key_of, uniform
 from codeswap.data.pairs import Pairing
+from codeswap.data.scenes import scenes, true_swap
 from codeswap.perception.roles import card
 from codeswap.types import FACE_CLASSES, FEATURE_CLASSES, Mask
 
 T_co = TypeVar("T_co", covariant=True)
+Side = tuple[np.ndarray, np.ndarray]  # faces by number, and which of them are mirrored
 SKIN = 1
 
 
@@ -59,12 +61,24 @@ class PairBatch(NamedTuple):
     has_sibling_b: Tensor | None = None  # 1 where there is one, 0 where it is b itself
     latent_a: Tensor | None = None  # Stage 1's (b, n, d), where they are kept
     latent_b: Tensor | None = None
+    true_ab: Tensor | None = None  # rendered faces: the true swaps and their labels, where they are asked for
+    true_ba: Tensor | None = None
+    true_parsing_ab: Tensor | None = None
+    true_parsing_ba: Tensor | None = None
 
     def exchanged(self) -> "PairBatch":
         """The same pairs as (b, a), without siblings."""
         a_b = [(self[i + 1], self[i]) for i in range(0, PairBatch._fields.index("same"), 2)]
-        exchanged = PairBatch(*(item for pair in a_b for item in pair), self.same)
-        return exchanged._replace(latent_a=self.latent_b, latent_b=self.latent_a)
+        return PairBatch(
+            *(item for pair in a_b for item in pair),
+            self.same,
+            latent_a=self.latent_b,
+            latent_b=self.latent_a,
+            true_ab=self.true_ba,
+            true_ba=self.true_ab,
+            true_parsing_ab=self.true_parsing_ba,
+            true_parsing_ba=self.true_parsing_ab,
+        )
 
     def in_both_directions(self) -> "PairBatch":
         """Every pair as (a, b) and then as (b, a): twice as many pairs."""
@@ -125,7 +139,8 @@ class PairFeed:
 
     `person`: the identity wanted of a swap is the mean embedding of all pictures of its person instead of the one
     picture's. One picture's embedding also says something of its pose and light; their mean does not.
-    `latents` gives Stage 1's latents of faces and views, where they are kept.
+    `latents` gives Stage 1's latents of faces and views, where they are kept. `truth`: pairs of rendered faces come
+    with their true swaps; raises ValueError when the faces are photographs.
     """
 
     def __init__(
@@ -136,9 +151,14 @@ class PairFeed:
         siblings: int = 0,
         person: bool = False,
         latents: Callable[[np.ndarray, np.ndarray], Tensor] | None = None,
+        truth: bool = False,
     ) -> None:
         self._source, self._pairing, self._parsing, self._siblings = source, pairing, parsing, siblings
-        self._latents = latents
+        self._latents, self._truth = latents, truth
+        if truth and scenes([source.faces.facts(0), source.faces.facts(len(source.faces) - 1)]) is None:
+            raise ValueError(
+                "swap.truth: photographs have no true swap: set it to null, or train on rendered faces"
+            )
         self._persons = person_means(source.annotations.identity, source.faces.identity) if person else None
 
     def __call__(self, positions: np.ndarray) -> PairBatch:
@@ -158,6 +178,7 @@ class PairFeed:
             faces.images(pairs.sibling_b[:n], pairs.flip_b[:n]) if n else None,
             torch.from_numpy(pairs.sibling_b[:n] != pairs.b[:n]).float() if n else None,
             *(None if self._latents is None else self._latents(index, flip) for index, flip in sides),
+            *(self._true_swaps(*sides) if self._truth else ()),
         )
 
     def describe(self, positions: np.ndarray) -> list[dict[str, object]]:
@@ -169,6 +190,16 @@ class PairFeed:
         )  # fmt: skip
         names = ("position", "a", "b", "a_mirrored", "b_mirrored")
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _true_swaps(self, side_a: Side, side_b: Side) -> Iterator[Tensor]:
+        """Pictures ab and ba, then their label maps."""
+        faces = self._source.faces
+        a, b = (
+            scenes([faces.facts(face) for face in index.tolist()]).mirrored(torch.from_numpy(flip))
+            for index, flip in (side_a, side_b)
+        )
+        (picture_ab, labels_ab), (picture_ba, labels_ba) = true_swap(a, b, faces.size), true_swap(b, a, faces.size)
+        yield from (picture_ab, picture_ba, labels_ab, labels_ba)
 
     def _wanted(self, index: np.ndarray, flip: np.ndarray) -> Tensor:
         own, person = self._source.annotations.identity[index, flip], self._source.faces.identity[index]

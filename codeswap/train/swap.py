@@ -28,6 +28,7 @@ from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
 from codeswap.train.triplets import TripletConfig, make_triplets, triplet_loss, triplet_terms
+from codeswap.train.truth import TruthConfig, truth_terms
 from codeswap.train.validation import HeldOut, load_critics, validate_swap
 from codeswap.types import Config, SwappedCodes
 
@@ -44,6 +45,7 @@ class SwapTraining(TrainingConfig):
     pairs: PairConfig = PairConfig()
     weights: SwapWeights = SwapWeights()
     triplets: TripletConfig = TripletConfig()
+    truth: TruthConfig | None = None  # rendered faces only
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
     # off-paper
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
@@ -106,6 +108,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             parsing=triplets > 0 or config.weights.background > 0,
             siblings=triplets,
             person=config.weights.identity_of == "person",
+            truth=config.truth is not None,
             latents=Latents(engine, vqgan, source.faces, run.folder / LATENTS) if config.cache_latents else None,
         )
         judges = load_judges(engine, perception, config.weights)
@@ -163,6 +166,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                     z_aba, z_bab = second_pass(trained, part, z_b[-n:], codes, None if noise is None else noise + 1)
                     terms["cycle"] = cycle_loss(z_bab.float(), z_b[-n:], z_aba, z_a[-n:])
                     loss = loss + cycle_weight * terms["cycle"]
+                if config.truth is not None:
+                    terms |= (known := truth_terms(config.truth, vqgan, pairs, swapped, both))
+                    loss = loss + config.truth.total(known)
                 if triplets:
                     third = make_triplets(engine, config.triplets, pairs, swapped.ab, state.step)
                     with torch.no_grad():

@@ -1,0 +1,47 @@
+"""Stage 2, off-paper: rendered faces have true swaps, so a swap can be told what it should have been.
+
+Photographs have none: there the triplets (train/triplets.py) make answers. What the true swap may say is a choice to
+be named beside every number: a recipe with it is told more than Eq. 9 tells.
+"""
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor
+from torch.nn import functional as F
+
+from codeswap.data.faces import to_float
+from codeswap.losses.image import gradient_loss, l1_loss
+from codeswap.models.vqgan import VQGAN, tokens
+from codeswap.train.feeds import PairBatch, pixel_weights
+from codeswap.train.objective import Pictures
+from codeswap.types import Config
+
+
+class TruthConfig(Config):
+    """What the distance to the true swap weighs in the loss; without this group it is not known at all."""
+
+    image: NonNegativeFloat = 4.0  # L1, weighted by region
+    gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
+    latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
+    skin_weight: NonNegativeFloat = 2.0
+    feature_weight: NonNegativeFloat = 2.0
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of `truth_terms`."""
+        return self.image * terms["truth"] + self.latent * terms["truth_latent"]
+
+
+def truth_terms(
+    config: TruthConfig, vqgan: VQGAN, pairs: PairBatch, swapped: Pictures, codes: Pictures
+) -> dict[str, Tensor]:
+    """Distance of both directions' pictures (`swapped`) and codes to the true swaps and to their latents."""
+    true = Pictures(pairs.true_ab, None if swapped.ba is None else pairs.true_ba)
+    parsing = Pictures(pairs.true_parsing_ab, None if swapped.ba is None else pairs.true_parsing_ba)
+    answer, seen = to_float(true.stacked), swapped.stacked
+    weights = pixel_weights(parsing.stacked, config.skin_weight, config.feature_weight)
+    image = l1_loss(seen, answer, weights)
+    if config.gradient:
+        image = image + config.gradient * gradient_loss(seen, answer, weights)
+    with torch.no_grad():
+        z = tokens(vqgan.encode(answer)).float()
+    return {"truth": image, "truth_latent": F.mse_loss(codes.stacked.float(), z) / z.var()}
