@@ -60,6 +60,28 @@ def fetch(
         raise typer.Exit(1) from None
 
 
+@weights.command()
+def convert(
+    architecture: Annotated[str, typer.Argument(help="as `list` prints it, e.g. hopenet")],
+    files: Annotated[list[Path], typer.Argument(help="the publisher's file; for vgg16_lpips also lpips' vgg.pth")],
+    out: Annotated[Path | None, typer.Option(help="[default: beside the first file, .safetensors]")] = None,
+) -> None:
+    """Makes one safetensors file of a publisher's checkpoint, without running anything that is pickled in it.
+
+    Names and shapes of all tensors must be the architecture's. Name the new file in params.yaml.
+    """
+    from codeswap.perception.convert import convert as write  # torch's import, which `list` need not wait for
+    from codeswap.perception.roles import sha256_of
+
+    path = out or files[0].with_suffix(".safetensors")
+    try:
+        write(architecture, files, path)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{path}  sha256 {sha256_of(path)}\n  architecture: {architecture}")
+
+
 @app.command()
 def cost(
     params: Annotated[Path, typer.Option(help="a params file, e.g. profiles/paper.yaml")] = Path("params.yaml"),

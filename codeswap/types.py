@@ -54,6 +54,11 @@ class Detection(NamedTuple):
     score: float
     points: np.ndarray
 
+    @property
+    def side(self) -> float:
+        """The shorter side of the box, in pixels."""
+        return float(min(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
 
 class Reconstruction(NamedTuple):
     """What Stage 1 makes of an image, with the latents its losses need.

@@ -352,15 +352,15 @@ def test_build_says_what_is_wrong(tmp_path: Path) -> None:
         build("faceplugin_pose", tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="does not hold the weights of dlib_resnet"):
         build("dlib_resnet", tmp_path / "x.safetensors")
-    torch.save({"wrong": torch.zeros(1)}, tmp_path / "x.pth")
+    save_file({"wrong": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="does not hold the weights of mobilenet_v2"):
-        build("mobilenet_v2", tmp_path / "x.pth")
+        build("mobilenet_v2", tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.architecture)
 def test_real_network(network, tmp_path: Path) -> None:
     """With the published files: one safetensors file is enough, any batch and size, gradients that are finite."""
-    file = default_folder() / network.files[0].path
+    file = default_folder() / network.files[0].usable
     if not file.is_file():
         pytest.skip(f"{file} is not there: `codeswap weights fetch --only {network.architecture}`")
     built = build(network.architecture, file)

@@ -14,6 +14,7 @@ from torchvision.models import mobilenet_v2
 from codeswap.config import ParamsError, load_params
 from codeswap.data import synthetic
 from codeswap.perception import networks, roles
+from codeswap.perception.convert import convert
 from codeswap.perception.networks import NetworkConfig
 from codeswap.perception.roles import ExpertTraining, PerceptionError, load, sha256_of
 from codeswap.prepare.experts import JOBS, Margin, RenderedFaces, train_experts
@@ -145,8 +146,9 @@ def test_an_unfilled_role_says_what_to_fetch_and_where_to_put_it(copied: Path, t
 
 
 def weights_file(folder: Path) -> dict[str, str]:
-    path = folder / "mobilenet.pth"
-    torch.save(mobilenet_v2(weights=None).state_dict(), path)
+    torch.save(mobilenet_v2(weights=None).state_dict(), folder / "mobilenet.pth")
+    path = folder / "mobilenet.safetensors"
+    convert("mobilenet_v2", [folder / "mobilenet.pth"], path)
     facts = {"architecture": "mobilenet_v2", "source": "made in a test", "licence": "none", "name": "mobile"}
     return {"file": path.name, "sha256": sha256_of(path), **facts}
 
@@ -156,7 +158,11 @@ def test_a_file_of_weights_fills_a_role_after_its_hash_is_verified(tmp_path: Pat
     done = run_stage(tmp_path, {"perceptual": given})
     assert done.returncode == 0, done.stderr
     entry = roles.card(tmp_path / "models/perception")["roles"]["perceptual"]
-    assert entry["original_sha256"] == given["sha256"] and entry["licence"] == "none" and entry["name"] == "mobile"
+    assert (
+        entry["original_sha256"] == sha256_of(tmp_path / "mobilenet.pth")
+        and entry["licence"] == "none"
+        and entry["name"] == "mobile"
+    )
     network = load(tmp_path / "models/perception", "perceptual")
     assert network.name == "mobile" and len(network(torch.zeros(1, 3, 64, 64))) == 4
 

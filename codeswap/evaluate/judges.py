@@ -37,7 +37,8 @@ class Judges:
     def __init__(self, networks: Mapping[str, nn.Module], device: torch.device) -> None:
         self._networks = {role: networks[role].to(device) for role in ROLES}
         self.networks = {
-            role: NetworkName(name=network.name, sha256=network.sha256) for role, network in self._networks.items()
+            role: NetworkName(name=network.name, sha256=network.sha256, preprocessing=network.preprocessing)
+            for role, network in self._networks.items()
         }
         features = self.networks["features"]
         self.frechet_name = "fid" if features.sha256 == FID_WEIGHTS else f"fd_{features.name}"

@@ -1,5 +1,6 @@
 """The metrics file: what one evaluation hands to the report, to `dvc metrics show` and to the reader (DESIGN §4)."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,10 +22,16 @@ class Estimate(Config):
 
 
 class NetworkName(Config):
-    """Which file judged."""
+    """Which file judged, and what of a face it was shown."""
 
     name: str
     sha256: str
+    preprocessing: str = ""
+
+    @property
+    def identification(self) -> str:
+        """What two evaluations must share: the file, and what it is shown."""
+        return f"{self.sha256}/{hashlib.sha256(self.preprocessing.encode()).hexdigest()[:8]}"
 
 
 class PairListFacts(Config):
@@ -50,8 +57,10 @@ class Evaluation(Config):
 
     @property
     def basis(self) -> dict[str, str]:
-        """What two evaluations must share to stand in one table: the pair list, and the file in each judging role."""
-        return {"pair list": self.pair_list_sha256} | {role: n.sha256 for role, n in sorted(self.networks.items())}
+        """What two evaluations must share to stand in one table: the pair list, and who judges in each role."""
+        return {"pair list": self.pair_list_sha256} | {
+            role: n.identification for role, n in sorted(self.networks.items())
+        }
 
     @property
     def configs(self) -> dict[str, JsonValue]:

@@ -139,9 +139,13 @@ def variants_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def networks_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Who judged: one row per role and file."""
-    rows = {(role, n.name, n.sha256[:12]): None for e in evaluations for role, n in sorted(e.networks.items())}
-    return Table("Networks that judged", ("role", "network", "sha256"), list(rows))
+    """Who judged: one row per role, file and what it was shown."""
+    rows = {
+        (role, n.name, n.sha256[:12], n.preprocessing): None
+        for e in evaluations
+        for role, n in sorted(e.networks.items())
+    }
+    return Table("Networks that judged", ("role", "network", "sha256", "is shown"), list(rows))
 
 
 def lineage_table(evaluations: Sequence[Evaluation]) -> Table:

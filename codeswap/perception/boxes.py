@@ -80,6 +80,13 @@ class View(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    def __str__(self) -> str:
+        box, mean, std = (",".join(f"{x:.4g}" for x in part) for part in (self.box, *self._units()))
+        return f"box {box} -> {self.size} px, {self.channels}, mean {mean} std {std} of 255"
+
+    def _units(self) -> tuple[list[float], list[float]]:
+        return self.mean.flatten().tolist(), self.std.flatten().tolist()
+
     def forward(self, image: Image) -> Tensor:
         x = (crop(image, self.box, self.size) + 1) * 127.5
         match self.channels:

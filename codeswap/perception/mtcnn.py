@@ -4,6 +4,7 @@ Three small networks look at ever fewer windows: P on a pyramid of the whole ima
 Weights are the state dicts that the `facenet-pytorch` package carries, read without that package.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeswap.perception.convert import read_pickle
 from codeswap.types import Detection
 
 PYRAMID_FACTOR = 0.709  # area halves per level, as in the original
+SURE = 0.95  # score of a detection that is hardly anything else
 WINDOW, STRIDE = 12, 2  # P-Net's receptive field and step
 OVERLAP_LEVEL, OVERLAP = 0.5, 0.7  # non-maximum suppression within a pyramid level and after it
 
@@ -176,10 +179,15 @@ def suppress(boxes: Tensor, scores: Tensor, overlap: float, of_smaller: bool = F
     return torch.stack(kept) if kept else order
 
 
+def largest(found: Sequence[Detection]) -> Detection:
+    """The largest face, of the sure ones if there are any: knees and leaves pass for large faces, but not surely."""
+    return max(found, key=lambda face: (face.score >= SURE, face.side))
+
+
 def load_mtcnn(onet: Path) -> MTCNN:
     """The detector from `onet.pt`, with `pnet.pt` and `rnet.pt` in the same folder."""
     network = MTCNN()
     for name, stage in (("pnet", network.pnet), ("rnet", network.rnet), ("onet", network.onet)):
-        state = torch.load(onet.with_name(f"{name}.pt"), map_location="cpu", weights_only=True)
+        state = read_pickle(onet.with_name(f"{name}.pt"))
         stage.load_state_dict(state)
     return network

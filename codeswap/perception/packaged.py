@@ -5,9 +5,8 @@ gradients to the image (but the detector and the drawn parsing) and holds its we
 files come from, their hashes and licences: `codeswap.perception.published`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal, get_args
 
 import torch
@@ -16,50 +15,36 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
+from codeswap.perception import official_networks
 from codeswap.perception.boxes import ARCFACE_112, DLIB_150, Box, View, box_of, crop
+from codeswap.perception.convert import read_pickle
 from codeswap.perception.dlib_resnet import MEAN as DLIB_MEAN
 from codeswap.perception.dlib_resnet import DlibResNet, load_dlib_resnet
 from codeswap.perception.inception import InceptionFeatures, load_inception
 from codeswap.perception.landmark_parsing import LandmarkParsing, Landmarks
 from codeswap.perception.mtcnn import MTCNN, load_mtcnn
+from codeswap.perception.official_networks import IMAGENET_MEAN, IMAGENET_STD, WHOLE, Official
 from codeswap.perception.onnx_reader import Graph, read_onnx
-from codeswap.perception.published import companions_of
+from codeswap.perception.published import PICKLES, companions_of
 from codeswap.perception.tfjs_networks import FaceApiNet, FaceRes, load_faceapi, load_faceres
+from codeswap.perception.viewed import Pose, Viewed
 from codeswap.types import Image
 
-Architecture = Literal[
+Packaged = Literal[
     "faceplugin_feature", "dlib_resnet", "human_faceres", "faceapi_expression", "faceplugin_expression",
     "faceplugin_pose", "faceplugin_landmark", "landmark_parsing", "mobilenet_v2", "nsfwjs_inception", "mtcnn",
+    "arcface_onnx",
 ]  # fmt: skip
+Architecture = Packaged | Official
+ARCHITECTURES: tuple[str, ...] = (*get_args(Packaged), *get_args(Official))
 
 # Boxes of the aligned crop, in its 256ths; of those tried on labelled synthetic people the best or equal to it.
 FACE_BOX = Box(34 / 256, 44 / 256, 188 / 256)
 LANDMARK_BOX = Box(42 / 256, 67 / 256, 172 / 256)
-WHOLE = Box(0.0, 0.0, 1.0)
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CAFFE_BGR_MEAN = (103.939, 116.779, 123.68)
 EXPRESSION_FEATURE = "1160"  # the 1,024 numbers before fr_expression's classifier
 MOBILENET_TAPS = (1, 3, 6, 13)  # last blocks at strides 2, 4, 8 and 16
 PERCEPTUAL_SIZE = 224  # larger images are shrunk to it
-
-
-class Published(nn.Module):
-    """What `view` shows of the crop, through `net`: (b, 3, h, w) -> (b, e)."""
-
-    def __init__(self, view: View, net: nn.Module) -> None:
-        super().__init__()
-        self.view, self.net, self.input_size = view, net, view.size
-
-    def forward(self, image: Image) -> Tensor:
-        return self.net(self.view(image))
-
-
-class Pose(Published):
-    """Hopenet's reading of 66 bins of 3 degrees each: (b, 3, h, w) -> (b, 3) yaw, pitch, roll in degrees."""
-
-    def forward(self, image: Image) -> Tensor:
-        bins = torch.stack(self.net(self.view(image)), 1).softmax(2)
-        return bins @ torch.arange(bins.shape[2], device=bins.device, dtype=bins.dtype) * 3 - 99
 
 
 class MobileNetFeatures(nn.Module):
@@ -86,24 +71,43 @@ def build(architecture: Architecture, file: Path) -> nn.Module:
     """The network of one architecture with the weights of `file`, in eval mode and frozen.
 
     `file` is the publisher's file (see `codeswap weights list`; companions are looked for beside it) or a
-    `.safetensors` of a module that was built here before (its state dict is complete, graphs included).
+    `.safetensors` of a module that was built here before (its state dict is complete, graphs included), which it must
+    be where the publisher's is a pickle.
     Raises ValueError when a file is missing, damaged or of another network.
     """
-    if architecture not in get_args(Architecture):
-        raise ValueError(f"there is no packaged architecture {architecture!r}; there are {get_args(Architecture)}")
+    _known(architecture)
     if not file.is_file():
         raise ValueError(f"{file} does not exist: `codeswap weights list` says where {architecture} comes from")
-    companions_of(file)
+    if file.suffix in PICKLES:
+        raise ValueError(
+            f"{file} is a pickle, which could hold a program: `codeswap weights convert {architecture} {file}` makes "
+            f"{file.with_suffix('.safetensors').name} of it; name that file"
+        )
+    if file.suffix != ".safetensors":
+        return from_publisher(architecture, [file])
     try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-            network = _dress(architecture, _empty(architecture, state))
-            network.load_state_dict(state)
-        else:
-            network = _dress(architecture, _read(architecture, file))
-    except (KeyError, RuntimeError, SafetensorError, UnicodeDecodeError, UnpicklingError) as error:
+        state = load_file(file)
+        network = _dress(architecture, _empty(architecture, state))
+        network.load_state_dict(state)
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{file} does not hold the weights of {architecture}: {error}") from error
     return network.eval().requires_grad_(False)
+
+
+def from_publisher(architecture: Architecture, files: Sequence[Path]) -> nn.Module:
+    """The network from the file(s) as they were published. Raises ValueError when they do not hold its weights."""
+    _known(architecture)
+    companions_of(files[0])
+    try:
+        network = _dress(architecture, _read(architecture, files))
+    except (KeyError, RuntimeError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{files[0]} does not hold the weights of {architecture}: {error}") from error
+    return network.eval().requires_grad_(False)
+
+
+def _known(architecture: str) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"there is no packaged architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}")
 
 
 def save(network: nn.Module, path: Path) -> None:
@@ -113,9 +117,10 @@ def save(network: nn.Module, path: Path) -> None:
     partial.replace(path)
 
 
-def _read(architecture: Architecture, file: Path) -> nn.Module:
+def _read(architecture: Architecture, files: Sequence[Path]) -> nn.Module:
+    file = files[0]
     match architecture:
-        case "faceplugin_feature" | "faceplugin_pose" | "faceplugin_landmark" | "landmark_parsing":
+        case "faceplugin_feature" | "faceplugin_pose" | "faceplugin_landmark" | "landmark_parsing" | "arcface_onnx":
             return read_onnx(file)
         case "faceplugin_expression":
             return read_onnx(file, [EXPRESSION_FEATURE])
@@ -127,12 +132,16 @@ def _read(architecture: Architecture, file: Path) -> nn.Module:
             return load_faceapi(file, classes=7)
         case "mobilenet_v2":
             network = mobilenet_v2(weights=None)
-            network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            network.load_state_dict(official_networks.bare_state(read_pickle(file)))
             return network.features
         case "nsfwjs_inception":
             return load_inception(file)
         case "mtcnn":
             return load_mtcnn(file)
+    state = official_networks.converted(architecture, [read_pickle(path) for path in files])
+    network = official_networks.empty(architecture, state)
+    network.load_state_dict(state)
+    return network
 
 
 def _empty(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
@@ -144,6 +153,7 @@ def _empty(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module
             | "faceplugin_landmark"
             | "landmark_parsing"
             | "faceplugin_expression"
+            | "arcface_onnx"
         ):
             prefix = "landmarks.net." if architecture == "landmark_parsing" else "net."
             inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -162,21 +172,24 @@ def _empty(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module
             return InceptionFeatures()
         case "mtcnn":
             return MTCNN()
+    return official_networks.empty(architecture, state)
 
 
 def _dress(architecture: Architecture, net: nn.Module) -> nn.Module:
     """`net` with the view it was trained on and the head that its role asks for."""
     match architecture:
         case "faceplugin_feature":
-            return Published(View(box_of(ARCFACE_112, 112), 112, (127.0,), (128.0,)), net)
+            return Viewed(View(box_of(ARCFACE_112, 112), 112, (127.0,), (128.0,)), net)
+        case "arcface_onnx":
+            return Viewed(View(box_of(ARCFACE_112, 112), 112, (127.5,), (127.5,)), net)
         case "dlib_resnet":
-            return Published(View(box_of(DLIB_150, 150), 150, DLIB_MEAN, (256.0,)), net)
+            return Viewed(View(box_of(DLIB_150, 150), 150, DLIB_MEAN, (256.0,)), net)
         case "human_faceres":
-            return Published(View(FACE_BOX, 224, CAFFE_BGR_MEAN, (1.0,), "bgr"), net)
+            return Viewed(View(FACE_BOX, 224, CAFFE_BGR_MEAN, (1.0,), "bgr"), net)
         case "faceapi_expression":
-            return Published(View(FACE_BOX, 112, DLIB_MEAN, (255.0,)), net)
+            return Viewed(View(FACE_BOX, 112, DLIB_MEAN, (255.0,)), net)
         case "faceplugin_expression":
-            return Published(View(FACE_BOX, 224, (0.0,), (255.0,), "bgr"), net)
+            return Viewed(View(FACE_BOX, 224, (0.0,), (255.0,), "bgr"), net)
         case "faceplugin_pose":
             return Pose(View(FACE_BOX, 224, IMAGENET_MEAN, IMAGENET_STD), net)
         case "faceplugin_landmark" | "landmark_parsing":
@@ -185,6 +198,7 @@ def _dress(architecture: Architecture, net: nn.Module) -> nn.Module:
         case "mobilenet_v2":
             return MobileNetFeatures(net)
         case "nsfwjs_inception":
-            return Published(View(WHOLE, 299, (0.0,), (255.0,)), net)
+            return Viewed(View(WHOLE, 299, (0.0,), (255.0,)), net)
         case "mtcnn":
             return net
+    return official_networks.dress(architecture, net)

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 from codeswap.perception.roles import sha256_of
 
+PICKLES = (".pt", ".pth", ".pkl", ".tar", ".ckpt")  # endings of files that only `codeswap weights convert` reads
+
 
 class Package(NamedTuple):
     """A released package; its files never change under its name and version."""
@@ -31,6 +33,12 @@ class WeightsFile(NamedTuple):
     @property
     def path(self) -> str:
         return f"{self.package.folder}/{self.member.rsplit('/', 1)[1]}"
+
+    @property
+    def usable(self) -> str:
+        """What params.yaml names: the file itself, or what a pickle was converted to when it was fetched."""
+        path = Path(self.path)
+        return str(path.with_suffix(".safetensors")) if path.suffix in PICKLES else self.path
 
 
 class Network(NamedTuple):

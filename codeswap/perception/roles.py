@@ -8,14 +8,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from codeswap.perception.networks import NetworkConfig, Trunk, build
+from codeswap.perception.boxes import View
+from codeswap.perception.networks import Backbone, NetworkConfig, Trunk, build
 from codeswap.types import Config
 
 CARD = "card.json"
@@ -67,7 +68,7 @@ class RoleConfig(Config):
         if self.architecture is not None:
             from codeswap.perception import packaged  # imported late: readers of foreign formats that few runs need
 
-            if self.architecture not in (known := get_args(packaged.Architecture)):
+            if self.architecture not in (known := packaged.ARCHITECTURES):
                 raise ValueError(f"no packaged architecture {self.architecture!r}; there are {', '.join(known)}")
         if self.file is not None and not (self.licence and self.source):
             raise ValueError("say the file's `source` and `licence`: they go into the card of every model made with it")
@@ -166,7 +167,8 @@ def card(folder: Path) -> dict:
 
 
 def load(folder: Path, role: str) -> nn.Module:
-    """The network of a role, frozen, in eval mode, on the CPU; it has `.role`, `.name` and `.sha256`.
+    """The network of a role, frozen, in eval mode, on the CPU; it has `.role`, `.name`, `.sha256` and
+    `.preprocessing`.
 
     Raises PerceptionError for a role that is unknown or unfilled, and for a file that is absent, damaged or another one
     than the card says.
@@ -185,7 +187,18 @@ def load(folder: Path, role: str) -> nn.Module:
     network = _network(role, path, entry)
     # the hash of the file that was published, where this one was made from it: that is what others can compare
     network.role, network.name, network.sha256 = role, entry["name"], entry.get("original_sha256", entry["sha256"])
+    network.preprocessing = preprocessing_of(network)
     return network.requires_grad_(False).eval()
+
+
+def preprocessing_of(network: nn.Module) -> str:
+    """What of the crop a network sees, at which size and in which units: two networks of one file may differ in it."""
+    views = [str(part) for part in network.modules() if isinstance(part, View)]
+    if views:
+        return views[0]
+    part = getattr(network, "backbone", network)
+    where = "face box" if isinstance(part, Backbone) else "whole crop"
+    return f"{where} -> {getattr(part, 'input_size', 'its own')} px, rgb in -1..1"
 
 
 def _network(role: str, path: Path, entry: Mapping[str, object]) -> nn.Module:

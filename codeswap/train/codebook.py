@@ -173,8 +173,12 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                 if perceptual is not None:
                     with torch.no_grad():
                         wanted = perceptual(x)
-                    form = lpips_loss if config.perceptual_form == "lpips" else feature_mse
-                    terms["perceptual"] = config.perceptual * form(perceptual(picture), wanted)
+                    seen = perceptual(picture)
+                    if config.perceptual_form == "lpips":  # with the learnt heads of a network that has them
+                        distance = lpips_loss(seen, wanted, getattr(perceptual, "heads", None))
+                    else:
+                        distance = feature_mse(seen, wanted)
+                    terms["perceptual"] = config.perceptual * distance
                 if identity is not None:
                     cosine = F.cosine_similarity(identity(picture), faces.identity)
                     terms["identity"] = config.identity * (1 - cosine.mean())

@@ -156,9 +156,7 @@ class PairFeed:
         self._source, self._pairing, self._parsing, self._siblings = source, pairing, parsing, siblings
         self._latents, self._truth = latents, truth
         if truth and scenes([source.faces.facts(0), source.faces.facts(len(source.faces) - 1)]) is None:
-            raise ValueError(
-                "swap.truth: photographs have no true swap: set it to null, or train on rendered faces"
-            )
+            raise ValueError("swap.truth: photographs have no true swap: set it to null, or train on rendered faces")
         self._persons = person_means(source.annotations.identity, source.faces.identity) if person else None
 
     def __call__(self, positions: np.ndarray) -> PairBatch:

@@ -117,10 +117,10 @@ def load_detector(folder: Path | None = None) -> MTCNN:
     from codeswap.perception import packaged  # readers of foreign formats
 
     (files,) = (network.files for network in NETWORKS if network.architecture == "mtcnn")
-    places = [(folder or default_folder()) / file.path for file in files]
-    if missing := [str(path) for path in places if not path.exists()]:
+    place = (folder or default_folder()) / files[0].usable
+    if not place.exists():
         raise MissingModelError(
-            f"the face detector is not there ({missing[0]}): `codeswap weights fetch --only mtcnn`, or give aligned "
+            f"the face detector is not there ({place}): `codeswap weights fetch --only mtcnn`, or give aligned "
             "crops with --aligned"
         )
-    return packaged.build("mtcnn", places[0])
+    return packaged.build("mtcnn", place)

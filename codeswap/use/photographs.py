@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 
 from codeswap.data.align import align, crop_transform, quad_of, resized
 from codeswap.data.records import UnusableError, read_picture
-from codeswap.perception.mtcnn import MTCNN
+from codeswap.perception.mtcnn import MTCNN, largest
 from codeswap.types import Detection
 from codeswap.use.errors import NoFaceError, UnreadableError
 
@@ -59,7 +59,7 @@ def aligned(path: Path, pixels: np.ndarray, size: int) -> Face:
 
 
 def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, choice: int | Like | None) -> Face:
-    """The face at a position from the left (from 1), or most like another; without `choice` the largest.
+    """The face at a position from the left (from 1), or most like another; without `choice` the largest sure one.
 
     Raises NoFaceError.
     """
@@ -69,26 +69,21 @@ def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, choice: int
     if isinstance(choice, int) and not 1 <= choice <= len(found):
         raise NoFaceError(f"{path}: there is no face {choice}; {len(found)} were found, counted from the left from 1")
     if isinstance(choice, Like):
-        large = [face for face in found if side_of(face) >= SMALLEST] or found
+        large = [face for face in found if face.side >= SMALLEST] or found
         faces = [_aligned(path, pixels, face, size) for face in large]
         vectors = choice.embed(np.stack([choice.crop, *(face.crop for face in faces)]))
         return faces[int(np.argmax(vectors[1:] @ vectors[0]))]
-    return _aligned(path, pixels, max(found, key=side_of) if choice is None else found[choice - 1], size)
+    return _aligned(path, pixels, largest(found) if choice is None else found[choice - 1], size)
 
 
 def _aligned(path: Path, pixels: np.ndarray, face: Detection, size: int) -> Face:
-    if side_of(face) < SMALLEST:
-        raise NoFaceError(f"{path}: the face is {side_of(face):.0f} px, at least {SMALLEST} are needed")
+    if face.side < SMALLEST:
+        raise NoFaceError(f"{path}: the face is {face.side:.0f} px, at least {SMALLEST} are needed")
     try:
         quad = quad_of(face.points)
         return Face(quad, align(pixels, quad, size).pixels)
     except ValueError as error:
         raise NoFaceError(f"{path}: the face cannot be aligned ({error})") from None
-
-
-def side_of(face: Detection) -> float:
-    """The shorter side of a face's box, in pixels."""
-    return float(min(face.box[2] - face.box[0], face.box[3] - face.box[1]))
 
 
 def paste(

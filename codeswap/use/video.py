@@ -11,12 +11,12 @@ from av.error import FFmpegError
 from tqdm import tqdm
 
 from codeswap.data.align import align, quad_of
-from codeswap.perception.mtcnn import MTCNN
+from codeswap.perception.mtcnn import MTCNN, largest
 from codeswap.types import Detection
 from codeswap.use import credentials, watermark
 from codeswap.use.errors import NoFaceError, UnreadableError
 from codeswap.use.loading import Swapper
-from codeswap.use.photographs import SMALLEST, Face, paste, side_of
+from codeswap.use.photographs import SMALLEST, Face, paste
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 CUT = 0.12  # mean change of a 16x16 colour thumbnail, 0..1, from which on another shot has begun
@@ -62,7 +62,7 @@ class Tracker:
         if cut:
             self._face = self._points = None
             self.shots += 1
-        found = [face for face in self._detector.detect(pixels) if side_of(face) >= SMALLEST]
+        found = [face for face in self._detector.detect(pixels) if face.side >= SMALLEST]
         face = self._same(found) if self._face is not None else self._first(found)
         if face is None:
             self._points = None  # when it comes back it does not slide in from where it left
@@ -70,7 +70,7 @@ class Tracker:
         if self._points is None:
             self._points = face.points.astype(np.float64)
         else:
-            moved = np.abs(face.points - self._points).mean() / side_of(face)
+            moved = np.abs(face.points - self._points).mean() / face.side
             share = min(1.0, STEADY + FAST * moved)
             self._points = self._points + share * (face.points - self._points)
         self._face = face
@@ -79,15 +79,13 @@ class Tracker:
     def _first(self, found: list[Detection]) -> Detection | None:
         ordered = sorted(found, key=lambda face: face.box[0])
         if self._position is None:
-            return max(ordered, key=side_of, default=None)
+            return largest(ordered) if ordered else None
         return ordered[self._position - 1] if len(ordered) >= self._position else None
 
     def _same(self, found: list[Detection]) -> Detection | None:
-        centre, side = _centre(self._face), side_of(self._face)
+        centre, side = _centre(self._face), self._face.side
         near = [
-            face
-            for face in found
-            if np.hypot(*(_centre(face) - centre)) < NEAR * side and 0.6 < side_of(face) / side < 1.7
+            face for face in found if np.hypot(*(_centre(face) - centre)) < NEAR * side and 0.6 < face.side / side < 1.7
         ]
         return min(near, key=lambda face: np.hypot(*(_centre(face) - centre)), default=None)
 
