@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 
 from codeswap.config import fingerprint, load_params
+from codeswap.evaluate.parts import Team
 from codeswap.evaluate.results import Evaluation, measured, read_evaluations
 from codeswap.evaluate.runner import EvaluateParams, Places, evaluate
 from codeswap.evaluate.tables import TERMINAL_COLUMNS, as_text, methods_table
@@ -25,7 +26,11 @@ def main(variant: str, testset: str) -> None:
         perception=Path("models/perception"),
         shards=Path("data/shards/test") / testset,
     )
-    evaluation = evaluate(variant, testset, params.evaluate, places, OUT)
+    name = fingerprint(params, [folder / "card.json" for folder in places if (folder / "card.json").exists()])
+    run = Path("runs/evaluate") / variant / f"{testset}-{name}"
+    evaluation = evaluate(variant, testset, params.evaluate, places, OUT, run, Team.of_environment())
+    if evaluation is None:  # another process of this launch writes
+        return
     print(as_text(methods_table(evaluation, measured([evaluation], TERMINAL_COLUMNS), interval=False)))
     # MLflow's compare view of evaluation runs is Table 3, so a run carries all test sets of the same model (DESIGN §9).
     same_model = [e for e in read_evaluations(OUT) if e.variant == variant and e.models == evaluation.models]
@@ -35,7 +40,7 @@ def main(variant: str, testset: str) -> None:
         params={**evaluation.configs, "evaluate": params.evaluate.model_dump(mode="json")},
         metrics={name: value for e in same_model for name, value in _flat(e)},
         tags={
-            "fingerprint": fingerprint(params, [folder / "card.json" for folder in places]),
+            "fingerprint": name,
             "testset": testset,
             "pair_list_sha256": evaluation.pair_list_sha256,
             **{f"parent.{kind}": sha256 for kind, sha256 in evaluation.parents.items()},

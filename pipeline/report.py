@@ -1,6 +1,7 @@
 """Tables, pictures and sentences from all metrics files.
 
-`--show` prints the tables of the report that is there; `--keep-reference` keeps the trainings' curves as healthy ones.
+`--show` prints the tables of the report that is there, `--paper` those in the paper's layout;
+`--keep-reference` keeps the trainings' curves as healthy ones.
 """
 
 import sys
@@ -51,6 +52,11 @@ def print_tables() -> None:
     print(show(OUT), end="")
 
 
+def print_paper_tables() -> None:
+    """Prints Tables 1 and 3 in the paper's layout, from the report that is there."""
+    print(show(OUT, paper=True), end="")
+
+
 def keep_references() -> None:
     """Keeps the curves of the models that are there as those of healthy runs."""
     for name in write_references(Path("models"), REFERENCES):
@@ -61,6 +67,9 @@ if __name__ == "__main__":
     if "--show" in sys.argv[1:]:
         sys.argv.remove("--show")
         run_stage(print_tables)
+    elif "--paper" in sys.argv[1:]:
+        sys.argv.remove("--paper")
+        run_stage(print_paper_tables)
     elif "--keep-reference" in sys.argv[1:]:
         sys.argv.remove("--keep-reference")
         run_stage(keep_references)

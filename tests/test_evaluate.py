@@ -70,6 +70,7 @@ class Pool(nn.Module):
     def __init__(self, grid: int, outputs: int | None = None) -> None:
         super().__init__()
         self.grid, self.outputs, self.name, self.sha256 = grid, outputs, f"pool{grid}", "0" * 64
+        self.preprocessing, self.rendered = "whole crop", False
 
     def forward(self, image: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(image, self.grid).flatten(1)[:, : self.outputs]
@@ -81,9 +82,19 @@ class Pool(nn.Module):
         return labels
 
 
+class Maps(Pool):
+    """The picture itself and its average colours, as feature maps."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image, F.adaptive_avg_pool2d(image, 4)]
+
+
 @pytest.fixture
 def judges(monkeypatch: pytest.MonkeyPatch) -> Judges:
-    networks = {role: Pool(4) for role in ROLES} | {"pose": Pool(1, 3), "features": Pool(2)}
+    networks = {role: Pool(4) for role in ROLES} | {"pose": Pool(1, 3), "features": Pool(2), "perceptual": Maps()}
     made = Judges(networks, torch.device("cpu"))
     monkeypatch.setattr(Judges, "load", classmethod(lambda cls, folder, device: made))
     return made
@@ -155,7 +166,12 @@ def value(evaluation: Evaluation, method: str, name: str) -> float:
 @pytest.fixture
 def rendered(tmp_path: Path, judges: Judges) -> Iterator[tuple[Evaluation, Path]]:
     places = models(tmp_path / "models")._replace(shards=shards(tmp_path / "faces", 6, 3))
-    yield evaluate("ours", "faces", EvaluateConfig(batch_size=5, resamples=50), places, tmp_path / "metrics"), tmp_path
+    yield (
+        evaluate(
+            "ours", "faces", EvaluateConfig(batch_size=5, resamples=50), places, tmp_path / "metrics", tmp_path / "run"
+        ),
+        tmp_path,
+    )
 
 
 def test_rows_that_follow_from_their_definition(rendered: tuple[Evaluation, Path]) -> None:
@@ -204,7 +220,9 @@ def test_numbers_do_not_depend_on_the_batch_size(rendered: tuple[Evaluation, Pat
     places = Places(
         root / "models/codebook", root / "models/swap/ours", root / "models/mask/ours", root, root / "faces"
     )
-    again = evaluate("ours", "faces", EvaluateConfig(batch_size=12, resamples=50), places, root / "again")
+    again = evaluate(
+        "ours", "faces", EvaluateConfig(batch_size=12, resamples=50), places, root / "again", root / "run2"
+    )
     for method, estimates in evaluation.methods.items():
         for name, estimate in estimates.items():
             assert value(again, method, name) == pytest.approx(estimate.value, rel=1e-4, abs=1e-4), (method, name)
@@ -222,7 +240,7 @@ def test_a_rival_is_judged_as_we_are_and_what_it_lacks_is_a_miss(tmp_path: Path,
         pixels = ((truth.image[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         PILImage.fromarray(pixels).save(tmp_path / "rival" / "faces" / f"{source}_{target}.png")
     config = EvaluateConfig(protocol={"faces": protocol}, results={"rival": tmp_path / "rival"}, resamples=50)
-    evaluation = evaluate("ours", "faces", config, places, tmp_path / "metrics")
+    evaluation = evaluate("ours", "faces", config, places, tmp_path / "metrics", tmp_path / "run")
     assert value(evaluation, "rival", "failures") == 1
     assert value(evaluation, "swap", "failures") == 0
     assert evaluation.methods["rival"]["l1_true_swap"].n == 5
@@ -231,13 +249,16 @@ def test_a_rival_is_judged_as_we_are_and_what_it_lacks_is_a_miss(tmp_path: Path,
     missing = next(row for row in rows if row["method"] == "rival" and row["failed"])
     assert (missing["id_rank"], missing["pose_deg"]) == (7, None)
     with pytest.raises(ValueError, match=r"evaluate\.results\.rival: .* has none of the 6 results"):
-        evaluate("ours", "faces", config.model_copy(update={"results": {"rival": tmp_path / "no"}}), places, tmp_path)
+        wrong = config.model_copy(update={"results": {"rival": tmp_path / "no"}})
+        evaluate("ours", "faces", wrong, places, tmp_path, tmp_path / "run")
 
 
 def test_pictures_without_ground_truth_use_the_parsing_network(tmp_path: Path, judges: Judges) -> None:
     places = models(tmp_path / "models", "no_symmetry")
     places = places._replace(shards=shards(tmp_path / "faces", 5, 1, rendered=False))
-    evaluation = evaluate("no_symmetry", "faces", EvaluateConfig(resamples=50), places, tmp_path / "metrics")
+    evaluation = evaluate(
+        "no_symmetry", "faces", EvaluateConfig(resamples=50), places, tmp_path / "metrics", tmp_path / "run"
+    )
     assert evaluation.protocol.shape == "images"
     assert not any(method.startswith("true_swap") for method in evaluation.methods)
     assert value(evaluation, "paste", "background_l1") == pytest.approx(0, abs=1e-6)
@@ -248,7 +269,9 @@ def test_pictures_without_ground_truth_use_the_parsing_network(tmp_path: Path, j
 
 def test_videos_are_judged_in_time_too(tmp_path: Path, judges: Judges) -> None:
     places = models(tmp_path / "models")._replace(shards=shards(tmp_path / "faces", 4, 3, video=True))
-    evaluation = evaluate("ours", "faces", EvaluateConfig(resamples=50, clips=3), places, tmp_path / "metrics")
+    evaluation = evaluate(
+        "ours", "faces", EvaluateConfig(resamples=50, clips=3), places, tmp_path / "metrics", tmp_path / "run"
+    )
     assert evaluation.protocol.shape == "videos"
     assert (evaluation.pairs, evaluation.protocol.gallery) == (12, 4)
     assert value(evaluation, "copy_target", "flicker") == pytest.approx(0, abs=1e-6)
@@ -279,7 +302,7 @@ def test_steadiness_by_hand() -> None:
 def test_faces_of_another_size_than_the_model_are_refused(tmp_path: Path, judges: Judges) -> None:
     places = models(tmp_path / "models")._replace(shards=shards(tmp_path / "faces", 3, 2, size=24))
     with pytest.raises(ValueError, match="holds faces of 24 px, the model was trained for 16 px"):
-        evaluate("ours", "faces", EvaluateConfig(), places, tmp_path / "metrics")
+        evaluate("ours", "faces", EvaluateConfig(), places, tmp_path / "metrics", tmp_path / "run")
 
 
 def test_only_the_inception_of_the_fid_paper_gives_a_fid() -> None:

@@ -18,6 +18,7 @@ from codeswap.evaluate.metrics import (
     cosine,
     expression_errors,
     frechet_distance,
+    kernel_distance,
     mask_iou,
     masked_l1,
     masked_psnr,
@@ -183,3 +184,45 @@ def test_bootstrap_medians_are_numpys_medians_of_the_resamples(n: int) -> None:
     places = np.random.default_rng(7).integers(n, size=(1000, n))
     low, high = np.quantile(np.median(values[places], axis=1), [0.025, 0.975])
     assert found == pytest.approx((np.median(values), low, high, n))
+
+
+def test_kernel_distance_equals_torch_fidelity() -> None:
+    kid = pytest.importorskip("torch_fidelity.metric_kid")
+    x, y = noise(120, 8), noise(90, 8, seed=1) * 1.3 + 0.2
+    theirs = kid.kid_features_to_metric(
+        x, y, kid_subsets=400, kid_subset_size=60, kid_kernel="poly", kid_kernel_poly_degree=3,
+        kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, rng_seed=0, verbose=False,
+    )  # fmt: skip
+    mean, deviation = kernel_distance(x, y, seed=0, subsets=400, size=60)
+    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=0.05)
+    assert deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.2)
+
+
+def _mmd(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The unbiased estimate, written out pair by pair."""
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> float:
+        return (float(a.double() @ b.double()) / len(a) + 1) ** 3
+
+    n, m = len(x), len(y)
+    xx = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return xx + yy - 2 * sum(kernel(a, b) for a in x for b in y) / (n * m)
+
+
+def test_kernel_distance_by_hand_and_for_too_few() -> None:
+    x, y = noise(12, 3), noise(12, 3, seed=4) + 1
+    assert kernel_distance(x, y, seed=0, subsets=1, size=12)[0] == pytest.approx(_mmd(x, y), rel=1e-6)
+    with pytest.raises(ValueError, match="at least two feature vectors"):
+        kernel_distance(x[:1], y, seed=0)
+
+
+def test_frechet_distance_equals_torch_fidelity() -> None:
+    fid = pytest.importorskip("torch_fidelity.metric_fid")
+    x, y = noise(200, 6), noise(150, 6, seed=1) * 1.5 + 0.3
+    statistics = [
+        {"mu": rows.double().numpy().mean(axis=0), "sigma": np.cov(rows.double().numpy(), rowvar=False)}
+        for rows in (x, y)
+    ]
+    theirs = fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(moments(x), moments(y)) == pytest.approx(float(theirs), rel=1e-6)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
 from codeswap.evaluate.figures import read_curve
 from codeswap.evaluate.findings import findings
+from codeswap.evaluate.paper import RIVALS, paper_tables, rival_of
 from codeswap.evaluate.reference import read_reference, write_references
 from codeswap.evaluate.report import show, write_report
 from codeswap.evaluate.results import (
@@ -23,7 +25,7 @@ from codeswap.evaluate.results import (
     read_evaluations,
     write_evaluation,
 )
-from codeswap.evaluate.tables import METHODS, cell, methods_table, variants_table
+from codeswap.evaluate.tables import METHODS, Table, as_latex, cell, methods_table, variants_table
 
 ROOT = Path(__file__).parent.parent
 _NAMES = ("id_retrieval", "id_similarity", "pose_deg", "expression_l2", "face_l1_true_swap")
@@ -99,7 +101,7 @@ def metrics(tmp_path: Path) -> Path:
 def test_metrics_file_has_the_agreed_shape_and_comes_back(metrics: Path) -> None:
     tree = json.loads((metrics / "ours" / "faces.json").read_text())
     assert {"variant", "testset", "pairs", "pair_list_sha256", "networks", "methods"} <= tree.keys()
-    assert tree["networks"] == {"pose": {"name": "small-pose", "sha256": "cd" * 32}}
+    assert tree["networks"] == {"pose": {"name": "small-pose", "sha256": "cd" * 32, "preprocessing": ""}}
     assert tree["methods"]["swap"]["id_retrieval"].keys() == {"value", "low", "high", "n"}
     summary = json.loads((metrics / "ours" / "faces.summary.json").read_text())
     assert summary["swap.id_retrieval"] == 0.6
@@ -234,3 +236,89 @@ def test_stage_writes_the_report_and_shows_it(metrics: Path, tmp_path: Path) -> 
         printed.append(done.stdout.strip())
     assert (tmp_path / "reports" / "index.html").exists()
     assert printed[0] == printed[1] == show(tmp_path / "reports").strip()
+
+
+def rows_of(table: Table) -> dict[str, tuple[str, ...]]:
+    return {row[0]: row[1:] for row in table.rows}
+
+
+def test_the_papers_layout_has_a_row_for_every_rival_and_calibration() -> None:
+    both = evaluation()
+    both.methods["SimSwap-512"] = both.methods["rival"]
+    (first, third, *_), refused = paper_tables(
+        [both, evaluation("hard", id_retrieval=0.3), evaluation(testset="other")]
+    )
+    assert not refused
+    rows = rows_of(first)
+    assert [name for name in rows if name in RIVALS] == list(RIVALS) and "rival" in rows
+    assert set(rows["FSGAN"]) == {"–"} and rows["SimSwap"][0] == "50.0 % [47.5, 52.5 %]"
+    assert rows["CodeSwap"][0] == "60.0 % [57.0, 63.0 %]" and rows["CodeSwap"][5] == "60.0 % [57.0, 63.0 %]"
+    assert {METHODS["true_swap"], METHODS["copy_target"], METHODS["copy_source"], METHODS["paste"]} <= rows.keys()
+    assert first.header[1:6] == tuple(
+        f"faces: {name}" for name in ("ID R (%) ↑", "ID Sim ↑", "Exp (MSE) ↓", "Pose (deg) ↓", "FD (ours) ↓")
+    )
+    ablation = rows_of(third)
+    assert ablation["w/o Q1 (hard quantisation)"][0].startswith("30.0 %")
+    assert ablation["ours"][-5:] == ("98.7", ".6118", ".0292", ".0187", "20.68")
+    assert ablation["w/o M (no mask generator)"][3].startswith("2.50")
+
+
+@pytest.mark.parametrize(
+    ("name", "rival"),
+    [("simswap", "SimSwap"), ("sim_swap-256", "SimSwap"), ("BlendSwap", "BlendFace"), ("e4s", "E4S"), ("mine", None)],
+)
+def test_rivals_are_known_by_their_names(name: str, rival: str | None) -> None:
+    assert rival_of(name) == rival
+
+
+def test_latex_is_a_tabular_with_everything_escaped(metrics: Path, tmp_path: Path) -> None:
+    table = Table("50 % & more_", ("a↑", "b"), [("x_1 & y", "5 %")])
+    text = as_latex(table)
+    assert r"x\_1 \& y & 5 \% \\" in text and r"\caption{50 \% \& more\_}" in text and "{lr}" in text
+    write(metrics, tmp_path)
+    files = sorted(path.name for path in (tmp_path / "reports/tables").iterdir())
+    assert "table-1-comparison-of-face-swapping-methods.tex" in files and "table-3-ablation-on-faces.tex" in files
+    for path in (tmp_path / "reports/tables").iterdir():
+        body = path.read_text()
+        assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == 1
+        (columns,) = re.findall(r"\{(lr*)\}", body)
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in lines)
+
+
+def test_stage_prints_the_papers_layout(metrics: Path, tmp_path: Path) -> None:
+    write(metrics, tmp_path)
+    command = [sys.executable, "-m", "pipeline.report", "--paper"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Table 1" in done.stdout and "Table 3: ablation on faces" in done.stdout
+
+
+def test_the_page_works_in_a_browser(metrics: Path, tmp_path: Path, browser: Browser) -> None:
+    for panel in ("robustness", "regions", "attention"):
+        Image.new("RGB", (8, 8), "red").save(metrics / "ours" / f"faces.{panel}.png")
+    write(metrics, tmp_path)
+    page = browser.new_page(viewport={"width": 900, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "reports/index.html").as_uri())
+    pictures = page.eval_on_selector_all("img", "images => images.map(i => [i.complete, i.naturalWidth, i.alt])")
+    assert len(pictures) == 9 and all(done and width > 0 and alt for done, width, alt in pictures)
+
+    table = page.locator("table.sortable", has_text="copy of the target").nth(1)
+    title = table.locator("thead th", has_text="pose (deg)")
+    place = page.evaluate("e => e.cellIndex", title.element_handle())
+
+    def column() -> list[float]:
+        cells = [row.locator("th,td").nth(place).inner_text() for row in table.locator("tbody tr").all()]
+        return [float(cell.split()[0]) for cell in cells]
+
+    before = column()
+    title.click()
+    assert column() == sorted(before) != before and title.get_attribute("aria-sort") == "ascending"
+    title.press("Enter")
+    assert column() == sorted(before, reverse=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wide tables scroll in their own box"
+    assert said == []
+    page.close()

@@ -10,9 +10,9 @@ from typer.testing import CliRunner, Result
 
 from codeswap.cli import app
 from codeswap.data.faces import Faces, to_float
+from codeswap.evaluate.views import attention, degraded
 from codeswap.models.codeswap import load_codeswap
 from codeswap.models.vqgan import tokens
-from codeswap.use.views import attention, degraded
 
 
 @pytest.fixture(autouse=True)

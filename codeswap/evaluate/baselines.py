@@ -10,21 +10,25 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image as PILImage
 from torch import Tensor
 
 from codeswap.data.faces import to_float
 from codeswap.data.scenes import Scenes, true_swap
+from codeswap.data.synthetic import expression_of, pose_of
 from codeswap.types import FACE_CLASSES, Image, Mask
 
 
 class Truth(NamedTuple):
-    """The true swap of a batch, and where either it or the target shows a face: outside, nothing may change."""
+    """The true swap of a batch, where either it or the target shows a face (outside, nothing may change), and the
+    renderer's own expression in [-1, 1] and pose in degrees."""
 
     image: Image
     target_face: Bool[Tensor, "b 1 h w"]
     region: Bool[Tensor, "b 1 h w"]
+    expression: Float[Tensor, "b x"]
+    pose: Float[Tensor, "b 3"]
 
 
 def face_of(labels: Tensor) -> Bool[Tensor, "b 1 h w"]:
@@ -40,7 +44,8 @@ def truth_of(source: Scenes | None, target: Scenes | None, size: int) -> Truth |
     image, labels = true_swap(source, target, size)
     _, target_labels = true_swap(target, target, size)
     face, target_face = face_of(labels), face_of(target_labels)
-    return Truth(to_float(image), target_face, face | target_face)
+    exact = expression_of(target.attributes), pose_of(target.attributes)
+    return Truth(to_float(image), target_face, face | target_face, *exact)
 
 
 def paste(source: Image, target: Image, target_face: Mask | Bool[Tensor, "b 1 h w"]) -> Image:

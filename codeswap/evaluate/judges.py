@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from codeswap.evaluate.baselines import face_of
+from codeswap.evaluate.baselines import Truth, face_of
+from codeswap.evaluate.metrics import pose_error
 from codeswap.evaluate.results import NetworkName
+from codeswap.losses.image import lpips_distance
 from codeswap.perception import roles
 from codeswap.types import Embedding, Image
 
 # `identity_train` judges too, as the column "seen": how far a swapper has only learnt to please its own loss.
-ROLES = ("identity_eval", "identity_train", "expression_eval", "pose", "features", "parsing")
+ROLES = ("identity_eval", "identity_train", "expression_eval", "pose", "features", "parsing", "perceptual")
 
 # pt_inception-2015-12-05-6726825d.pth: only a distance in these features may be called FID (METHOD §F.2, §H).
 FID_WEIGHTS = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -41,12 +43,20 @@ class Judges:
             for role, network in self._networks.items()
         }
         features = self.networks["features"]
-        self.frechet_name = "fid" if features.sha256 == FID_WEIGHTS else f"fd_{features.name}"
+        official = features.sha256 == FID_WEIGHTS
+        self.frechet_name, self.kernel_name = (
+            ("fid", "kid") if official else (f"fd_{features.name}", f"kd_{features.name}")
+        )
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "Judges":
         """The networks in `folder`, verified. Raises ValueError naming a role that nothing fills."""
         return cls({role: roles.load(folder, role) for role in ROLES}, device)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All networks, each once."""
+        return list(dict.fromkeys(self._networks.values()))
 
     @torch.no_grad()
     def identity(self, image: Image) -> Embedding:
@@ -71,6 +81,26 @@ class Judges:
         )
 
     @torch.no_grad()
+    def maps(self, image: Image) -> list[Tensor]:
+        """The `perceptual` network's feature maps."""
+        return self._networks["perceptual"](image)
+
+    def perceptual_distance(self, maps: list[Tensor], others: list[Tensor]) -> Float[Tensor, " b"]:
+        """LPIPS of what `maps` gave: with VGG16's learnt heads it is LPIPS, else the same without them."""
+        return lpips_distance(maps, others, getattr(self._networks["perceptual"], "heads", None))
+
+    def exact_errors(self, seen: Judgement, truth: Truth) -> dict[str, Tensor]:
+        """Errors in the renderer's own parameters, by our networks, which were trained to tell them; {} by others."""
+        if not getattr(self._networks["expression_eval"], "rendered", False):
+            return {}
+        expression = (seen.expression[:, : truth.expression.shape[1]] - truth.expression).abs().mean(dim=1)
+        return {"expression_exact": expression, "pose_exact_deg": pose_error(seen.pose, truth.pose)}
+
+    @torch.no_grad()
+    def labels(self, image: Image) -> UInt8[Tensor, "b h w"]:
+        """The parsing network's label map, ids of types.PARSING_LABELS."""
+        return self._networks["parsing"].label_map(image)
+
     def face(self, image: Image) -> Bool[Tensor, "b 1 h w"]:
         """Where the parsing network sees the face."""
-        return face_of(self._networks["parsing"].label_map(image))
+        return face_of(self.labels(image))

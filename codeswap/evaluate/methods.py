@@ -1,14 +1,14 @@
 """Every method's picture for a batch of pairs: the model, its parts, the baselines, the ground truth, the rivals."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from codeswap.evaluate.baselines import Truth, paste, read_results
+from codeswap.evaluate.baselines import Truth, paste
+from codeswap.evaluate.rivals import Rival
 from codeswap.models.codeswap import CodeSwap
 from codeswap.models.vqgan import VQGAN, feature_map, tokens
 from codeswap.types import Image, Latent, Mask
@@ -38,7 +38,7 @@ def eight_bits(image: Image) -> Image:
 
 
 @torch.no_grad()
-def pictures(model: CodeSwap, batch: Batch, rivals: Mapping[str, Path], temperature: float) -> Pictures:
+def pictures(model: CodeSwap, batch: Batch, rivals: Mapping[str, Rival], temperature: float) -> Pictures:
     """All methods on one batch. `temperature` is that of the soft codes of the `*_soft` row (Codebook.soft)."""
     swapped, mask = _swap_onto_target(model, batch.source, batch.target)
     images = {
@@ -53,9 +53,8 @@ def pictures(model: CodeSwap, batch: Batch, rivals: Mapping[str, Path], temperat
         images["true_swap_through_codebook"] = _through_nearest(model.vqgan, z)
         images["true_swap_through_codebook_soft"] = _decode(model.vqgan, model.vqgan.codebook.soft(z, temperature))
     there = {name: image.isfinite().flatten(1).all(dim=1) for name, image in images.items()}
-    for name, folder in rivals.items():
-        image, found = read_results(folder, batch.pairs, batch.target.shape[-1])
-        images[name], there[name] = image.to(batch.target), found.to(batch.target.device)
+    for name, rival in rivals.items():
+        images[name], there[name] = rival(batch.pairs, batch.source, batch.target)
     return Pictures({name: eight_bits(image.nan_to_num()) for name, image in images.items()}, there, mask)
 
 

@@ -3,6 +3,7 @@
 import base64
 import csv
 import html
+import re
 import shutil
 from collections.abc import Sequence
 from itertools import groupby
@@ -20,29 +21,54 @@ from codeswap.evaluate.data_pages import (
 )
 from codeswap.evaluate.figures import curves_figure, read_curve, save, trade_off_figure
 from codeswap.evaluate.findings import findings
+from codeswap.evaluate.paper import paper_tables
 from codeswap.evaluate.reference import read_reference
 from codeswap.evaluate.results import Evaluation, comparable, measured, read_evaluations
-from codeswap.evaluate.tables import Table, as_html, as_markdown, as_text
+from codeswap.evaluate.tables import Table, as_html, as_latex, as_markdown, as_text
 
-TERMINAL = "table.txt"
+TERMINAL, PAPER = "table.txt", "paper.txt"
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:76rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{margin-top:2.5rem;border-bottom:1px solid #ccc}h3{margin-bottom:.4rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem;white-space:nowrap}
+th[aria-sort=ascending]:after{content:" ▴"}th[aria-sort=descending]:after{content:" ▾"}thead th{cursor:pointer}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5}th{text-align:left;font-weight:600}
 thead th{text-align:right}thead th:first-child{text-align:left}
 img{max-width:100%;image-rendering:auto}img.pixels{image-rendering:pixelated}
 figcaption,.note{color:#666;font-size:.85rem}figure{margin:1rem 0}
+"""
+# A click (or Enter) on a title sorts by the first number of each cell, else by its text; again: the other way.
+_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable"))
+  table.querySelectorAll("thead th").forEach((title, column) => {
+    title.tabIndex = 0
+    const sort = () => {
+      const up = title.getAttribute("aria-sort") !== "ascending"
+      table.querySelectorAll("thead th").forEach(other => other.removeAttribute("aria-sort"))
+      title.setAttribute("aria-sort", up ? "ascending" : "descending")
+      const value = row => row.children[column].textContent, number = row => parseFloat(value(row).replace(/,/g, ""))
+      const compare = (a, b) => isNaN(number(a)) || isNaN(number(b))
+        ? isNaN(number(a)) - isNaN(number(b)) || value(a).localeCompare(value(b)) : number(a) - number(b)
+      const rows = [...table.tBodies[0].rows].sort((a, b) => up ? compare(a, b) : compare(b, a))
+      table.tBodies[0].append(...rows)
+    }
+    title.addEventListener("click", sort)
+    title.addEventListener("keydown", event => { if (event.key === "Enter") sort() })
+  })
 """
 _OPENING = (
     "Every number comes from `metrics/`; every row has been judged by the same networks on the same pairs. "
     "A paste of the source's pixels needs no model and wins on identity alone, so it stands in every table: a swap has "
     "to beat it on expression, pose and distance to the true swap."
 )
-_GRID_CAPTION = (
-    "Left to right: a third of the columns are the best pairs, a third lie around the median, a third are the worst, "
-    "by the mean of a pair's places in identity gained, pose error and expression error."
-)
+_PANELS = {
+    "grid": "Left to right: a third of the columns are the best pairs, a third lie around the median, a third are the "
+    "worst, by the mean of a pair's places in identity gained, pose error and expression error. Naive images and masks "
+    "as in the paper's Fig. 7.",
+    "robustness": "The same targets through the codebook, and bad pictures of them (as the paper's Fig. 3).",
+    "regions": "Only one part's codes are the source's (as Fig. 8).",
+    "attention": "Where the codes of an eye, the nose and the mouth of the middle pair look (as Fig. 9).",
+}
 
 
 class Picture(NamedTuple):
@@ -91,28 +117,36 @@ def write_report(metrics: Path, models: Path, data: Path, references: Path, out:
             ],
         )
     )
+    in_papers_layout, refused = paper_tables(evaluations)
+    sections.insert(
+        0, Section("In the paper's layout", [refused, *in_papers_layout] if refused else [*in_papers_layout])
+    )
+    _write_latex(out / "tables", sections)
+    (out / PAPER).write_text("\n\n".join([*map(as_text, in_papers_layout), *refused]) + "\n")
     (out / "index.html").write_text(_page(sections))
     (out / "report.md").write_text(_markdown(sections, out))
     (out / TERMINAL).write_text(_terminal(evaluations))
     _write_scores(out / "scores.csv", evaluations)
 
 
-def show(out: Path) -> str:
-    """The result tables for a terminal. Raises ValueError when no report has been written."""
-    if not (out / TERMINAL).exists():
-        raise ValueError(f"{out / TERMINAL} does not exist: run `dvc repro report` first")
-    return (out / TERMINAL).read_text()
+def show(out: Path, paper: bool = False) -> str:
+    """The result tables for a terminal, or those in the paper's layout. Raises ValueError without a report."""
+    path = out / (PAPER if paper else TERMINAL)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: run `dvc repro report` first")
+    return path.read_text()
 
 
 def _test_set(evaluations: list[Evaluation], metrics: Path, out: Path) -> Section:
     first = evaluations[0]
     parts: list[str | list[str] | Table | Picture] = [findings(first), tables.methods_table(first)]
     for evaluation in evaluations:
-        grid = metrics / evaluation.variant / f"{evaluation.testset}.grid.png"
-        if grid.exists():
-            copy = out / "figures" / f"{evaluation.testset}-{evaluation.variant}.png"
-            shutil.copyfile(grid, copy)
-            parts.append(Picture(copy, f"Variant {evaluation.variant}. {_GRID_CAPTION}", pixels=True))
+        for panel, caption in _PANELS.items():
+            picture = metrics / evaluation.variant / f"{evaluation.testset}.{panel}.png"
+            if picture.exists():
+                copy = out / "figures" / f"{evaluation.testset}-{evaluation.variant}-{panel}.png"
+                shutil.copyfile(picture, copy)
+                parts.append(Picture(copy, f"Variant {evaluation.variant}. {caption}", pixels=True))
     trade_off = out / "figures" / f"{first.testset}-trade-off.png"
     save(trade_off_figure(first), trade_off)
     parts.append(Picture(trade_off, "Identity against pose and expression; bars are 95 % intervals."))
@@ -188,7 +222,7 @@ def _page(sections: Sequence[Section]) -> str:
         '<meta name="viewport" content="width=device-width">'
         f"<style>{_STYLE}</style></head><body><h1>CodeSwap: report</h1><p>{html.escape(_OPENING)}</p>"
         + "\n".join(body)
-        + "</body></html>\n"
+        + f"<script>{_SCRIPT}</script></body></html>\n"
     )
 
 
@@ -207,6 +241,15 @@ def _markdown(sections: Sequence[Section], out: Path) -> str:
                 case str():
                     lines.append(part)
     return "\n\n".join(lines) + "\n"
+
+
+def _write_latex(folder: Path, sections: Sequence[Section]) -> None:
+    """Every table of the report as a file of its own, named by its title."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for table in (part for section in sections for part in section.parts if isinstance(part, Table) and part.rows):
+        name = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+        (folder / f"{name}.tex").write_text(as_latex(table))
 
 
 def _terminal(evaluations: Sequence[Evaluation]) -> str:

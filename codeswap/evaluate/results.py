@@ -54,6 +54,7 @@ class Evaluation(Config):
     methods: dict[str, dict[str, Estimate]]
     models: dict[str, JsonValue] = Field({})  # the card of each model: config, fingerprint, lineage, licences
     data: dict[str, JsonValue] = Field({})  # dataset, size and licences of the test faces
+    rivals: dict[str, list[str]] = Field({})  # sha256 of the files of other methods' networks
 
     @property
     def basis(self) -> dict[str, str]:
@@ -108,12 +109,20 @@ MEASURES = {
     "flicker": Measure("flicker", "lower", "small", "L1 of the result's change in time to the target's change"),
     "exchange_error": Measure("exchange error", "lower", "plain", "largest difference of swap(a, b) and swap(b, a)"),
     "failures": Measure("failures", "lower", "count", "results missing or not finite: misses in retrieval"),
+    "perceptual_true_swap": Measure("LPIPS", "lower", "small", "LPIPS by the perceptual network, to the true swap"),
+    "id_similarity_true_swap": Measure("ID to true swap", "higher", "small", "cosine to the rendered true swap"),
+    "expression_exact": Measure("expression, exact", "lower", "small", "error in the renderer's parameters, of 2"),
+    "pose_exact_deg": Measure("pose, exact (deg)", "lower", "angle", "error in the renderer's angles"),
     "fid": Measure("FID", "lower", "plain", "Fréchet distance to the targets, Inception features"),
+    "kid": Measure("KID", "lower", "small", "kernel distance to the targets, Inception features"),
 }
 
 
 def measure(name: str) -> Measure:
-    """How to print metric `name`; `fd_<network>` is a Fréchet distance with that network's features, never FID."""
+    """How to print metric `name`; `fd_<network>` and `kd_<network>` are distances in that network's features, never
+    FID or KID."""
+    if name.startswith("kd_"):
+        return Measure(f"KD ({name[3:]})", "lower", "small", f"kernel distance to the targets, features of {name[3:]}")
     if name.startswith("fd_"):
         return Measure(f"FD ({name[3:]})", "lower", "plain", f"Fréchet distance to the targets, features of {name[3:]}")
     return MEASURES[name]
@@ -176,7 +185,10 @@ def order_of_variants(variant: str) -> tuple[bool, str]:
 
 
 def measured(evaluations: Iterable[Evaluation], names: Iterable[str]) -> list[str]:
-    """Those of `names` that at least one method has, with the Fréchet distances present in place of `fd`."""
+    """Those of `names` that at least one method has, with the distances present in place of `fd` and `kd`."""
     present = {name for e in evaluations for estimates in e.methods.values() for name in estimates}
-    frechet = sorted(name for name in present if name == "fid" or name.startswith("fd_"))
-    return [name for wanted in names for name in (frechet if wanted == "fd" else [wanted]) if name in present]
+    kinds = {
+        kind: sorted(name for name in present if name == official or name.startswith(f"{kind}_"))
+        for kind, official in (("fd", "fid"), ("kd", "kid"))
+    }
+    return [name for wanted in names for name in kinds.get(wanted, [wanted]) if name in present]

@@ -1,8 +1,8 @@
-"""One variant on one test set: every method's pictures, judged pair by pair in batches, into the metrics file (§F)."""
+"""One variant on one test set: every method's pictures, judged part by part, into the metrics file (§F)."""
 
-import contextlib
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,30 +11,27 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
-from codeswap.data.faces import Faces, to_float
-from codeswap.data.loader import batches
-from codeswap.data.pictures import grid, save_png
-from codeswap.data.scenes import Scenes, scenes
+from codeswap.data.faces import Faces
 from codeswap.evaluate import temporal
-from codeswap.evaluate.baselines import Truth, check_results, truth_of
+from codeswap.evaluate.baselines import check_results
 from codeswap.evaluate.judges import Judges
-from codeswap.evaluate.methods import Batch, exchange_error, pictures
-from codeswap.evaluate.metrics import FeatureMoments, frechet_distance
-from codeswap.evaluate.protocol import PairList, ProtocolConfig, pairs_of, write_pairs
+from codeswap.evaluate.judging import judge_parts
+from codeswap.evaluate.methods import exchange_error, pictures
+from codeswap.evaluate.metrics import FeatureMoments, frechet_distance, kernel_distance
+from codeswap.evaluate.panels import write_panels
+from codeswap.evaluate.parts import Parts, Team
+from codeswap.evaluate.protocol import ProtocolConfig, pairs_of, write_pairs
 from codeswap.evaluate.results import Estimate, Evaluation, PairListFacts, write_evaluation
-from codeswap.evaluate.scores import (
-    Gallery,
-    ScoreTable,
-    Wanted,
-    mask_scores,
-    ranked_by_success,
-    raw_scores,
-    shown_pairs,
-)
+from codeswap.evaluate.rivals import OnnxConfig, OnnxSwapper, ResultFolder, Rival
+from codeswap.evaluate.scores import ScoreTable, ranked_by_success, shown_pairs
+from codeswap.evaluate.stream import Pairs
 from codeswap.models.codeswap import CodeSwap, load_codeswap
-from codeswap.types import Config, Image
+from codeswap.perception.roles import sha256_of
+from codeswap.types import Config
+
+ALONE = Team(rank=0, world=1)
+KERNEL_FEATURES = 10_000  # of a method, at most, for its kernel distance
 
 
 class EvaluateConfig(Config):
@@ -42,6 +39,8 @@ class EvaluateConfig(Config):
 
     protocol: dict[str, ProtocolConfig] = Field({})  # of a test set for which the defaults do not fit
     results: dict[str, Path] = Field({})  # other methods: folder[/<test set>]/<source>_<target>.png
+    onnx: dict[str, OnnxConfig] = Field({})  # other methods: their networks (evaluate/rivals.py)
+    part: PositiveInt = 256  # pairs scored between two stops at most
     batch_size: PositiveInt = 32  # pairs
     resamples: int = Field(1000, ge=20)  # of the bootstrap
     codebook_temperature: PositiveFloat = 0.5  # of the rows through soft codes, in mean nearest distances
@@ -66,74 +65,17 @@ class Places(NamedTuple):
     shards: Path
 
 
-Fetched = tuple[list[tuple[str, str]], Tensor, Tensor, Truth | None]
-
-
-class Pairs:
-    """The pairs of a test set as batches: reading is done ahead by a thread, in order."""
-
-    def __init__(self, faces: Faces, pairs: PairList, judges: Judges, device: torch.device) -> None:
-        self._faces, self._judges, self._device = faces, judges, device
-        index = {key: row for row, key in enumerate(faces.keys)}
-        self.names = list(zip(pairs.sources, pairs.targets, strict=True))
-        self._sources = np.array([index[key] for key in pairs.sources])
-        self._targets = np.array([index[key] for key in pairs.targets])
-        self.gallery = np.array([index[key] for key in pairs.gallery])
-        place = {key: row for row, key in enumerate(pairs.gallery)}
-        self.answers = torch.tensor([place[key] for key in pairs.answers], device=device)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def images(self, faces: np.ndarray) -> Image:
-        """Faces by number, in [-1, 1]."""
-        return to_float(self._faces.images(faces, np.zeros(len(faces), dtype=bool)))
-
-    def batch(self, places: np.ndarray) -> Batch:
-        """The pairs at `places` of the list."""
-        return self._on_device(*self._fetch(places, places))
-
-    def clip(self, clip: temporal.Clip) -> Batch:
-        """All frames of one video as targets of one source."""
-        return self._on_device(*self._fetch(np.full(len(clip.frames), clip.source), clip.frames))
-
-    def batches(self, size: int) -> "contextlib.closing":
-        """All pairs in order, `size` at a time; a context manager that yields the iterator."""
-
-        def run():
-            def fetch(places: np.ndarray) -> Fetched:
-                return self._fetch(*[places[places < len(self)]] * 2)
-
-            ahead = batches(fetch, 0, size, 0, 1, 2, 1)
-            with contextlib.closing(ahead):
-                for position, fetched in ahead:
-                    yield self._on_device(*fetched)
-                    if position >= len(self):
-                        return
-
-        return contextlib.closing(run())
-
-    def _fetch(self, source_places: np.ndarray, target_places: np.ndarray) -> Fetched:
-        sources, targets = self._sources[source_places], self._targets[target_places]
-        truth = truth_of(self._scenes(sources), self._scenes(targets), self._faces.size)
-        names = [(self.names[s][0], self.names[t][1]) for s, t in zip(source_places, target_places, strict=True)]
-        return names, self.images(sources), self.images(targets), truth
-
-    def _scenes(self, faces: np.ndarray) -> Scenes | None:
-        return scenes([self._faces.facts(int(face)) for face in faces]) if len(faces) else None
-
-    def _on_device(self, names: list[tuple[str, str]], source: Tensor, target: Tensor, truth: Truth | None) -> Batch:
-        source, target = source.to(self._device), target.to(self._device)
-        if truth is None:
-            return Batch(names, source, target, self._judges.face(target), None)
-        truth = Truth(*(part.to(self._device) for part in truth))
-        return Batch(names, source, target, truth.target_face, truth)
-
-
-def evaluate(variant: str, testset: str, config: EvaluateConfig, places: Places, out: Path) -> Evaluation:
+def evaluate(
+    variant: str, testset: str, config: EvaluateConfig, places: Places, out: Path, run: Path, team: Team = ALONE
+) -> Evaluation | None:
     """Judges `variant` on `testset` and writes `<out>/<variant>/<testset>` .json, .summary.json, .pairs.parquet,
-    .protocol.json and .grid.png. Raises ValueError for missing or unfitting models, faces, networks or results."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    .protocol.json, and the pictures of `panels.write_panels`.
+
+    `run` keeps what has been scored until the end; the same evaluation goes on from there. All processes of a `team`
+    score, the first writes; the others' answer is None. Raises ValueError for missing or unfitting models, faces,
+    networks or results.
+    """
+    device = _device(team)
     faces = Faces([places.shards])
     pair_list = pairs_of(faces.manifest, config.protocol.get(testset, ProtocolConfig()))
     model = load_codeswap(places.codebook, places.swap, places.mask)
@@ -145,16 +87,20 @@ def evaluate(variant: str, testset: str, config: EvaluateConfig, places: Places,
         )
     judges = Judges.load(places.perception, device)
     pairs = Pairs(faces, pair_list, judges, device)
-    rivals = {name: _folder(folder, testset) for name, folder in config.results.items()}
-    for name, folder in rivals.items():
-        check_results(name, folder, pairs.names)
+    rivals = _rivals(config, testset, pairs)
 
-    scores, moments = _judge_all(model, judges, pairs, rivals, config)
+    parts = Parts(run, len(pairs), config.part)
+    begun, before = time.monotonic(), parts.done
+    judge_parts(parts, team, model, judges, pairs, rivals, config.batch_size, config.codebook_temperature)
+    if team.rank:
+        return None
+    parts.wait()
+    fresh = min((parts.done - before) * config.part, len(pairs))
+    print(f"{testset}: {fresh} pairs scored, {fresh / (time.monotonic() - begun):.1f} pairs/s", flush=True)
+    scores = ScoreTable.read(parts.scores(), len(pair_list.gallery))
     methods = {name: scores.estimates(name, pair_list.seed, config.resamples) for name in scores.methods}
-    for name, estimates in methods.items():
-        if moments[name].count >= 2:
-            distance = frechet_distance(moments[name], moments["copy_target"])
-            estimates[judges.frechet_name] = Estimate(value=distance, n=moments[name].count)
+    for name in methods:
+        methods[name] |= _distances(parts, name, judges, pair_list.seed)
     clips = temporal.clips(pair_list, faces.manifest, config.clips)
     for name, rows in _steadiness(model, judges, pairs, clips, config).items():
         methods[name] |= temporal.estimates(rows, pair_list.seed, config.resamples)
@@ -172,6 +118,7 @@ def evaluate(variant: str, testset: str, config: EvaluateConfig, places: Places,
         methods=methods,
         models={kind: _card(getattr(places, kind)) for kind in ("codebook", "swap", "mask")},
         data={"faces": len(faces), "size": faces.size, "licences": dict(faces.licences)},
+        rivals={name: [sha256_of(path) for path in rival.files] for name, rival in config.onnx.items()},
     )
     folder = out / variant
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,36 +126,58 @@ def evaluate(variant: str, testset: str, config: EvaluateConfig, places: Places,
     pq.write_table(scores.table(pair_list.sources, pair_list.targets), partial, compression="zstd")
     partial.replace(folder / f"{testset}.pairs.parquet")
     write_pairs(folder / f"{testset}.protocol.json", pair_list)
-    _write_grid(folder / f"{testset}.grid.png", model, pairs, scores, config)
+    _write_panels(folder, testset, model, judges, pairs, scores, config)
     write_evaluation(out, evaluation)
+    parts.remove()
     return evaluation
 
 
-def _judge_all(
-    model: CodeSwap, judges: Judges, pairs: Pairs, rivals: dict[str, Path], config: EvaluateConfig
-) -> tuple[ScoreTable, dict[str, FeatureMoments]]:
-    """Scores of every pair and feature moments of every method; what is kept per pair is a row of numbers."""
-    gallery = _gallery(judges, pairs, config.batch_size)
-    scores, moments, done = ScoreTable(len(pairs.gallery)), {}, 0
-    with pairs.batches(config.batch_size) as stream, tqdm(total=len(pairs), unit="pair", disable=None) as progress:
-        for batch in stream:
-            made = pictures(model, batch, rivals, config.codebook_temperature)
-            wanted = Wanted(
-                source=judges.judge(batch.source),
-                target=judges.judge(batch.target),
-                answers=pairs.answers[done : done + len(batch.pairs)],
-            )
-            known = {"copy_source": wanted.source, "copy_target": wanted.target}
-            for name, image in made.images.items():
-                seen = known.get(name) or judges.judge(image)
-                rows = raw_scores(image, seen, wanted, batch, gallery)
-                if name == "swap" and made.mask is not None:
-                    rows |= mask_scores(made.mask, batch)
-                scores.add(name, rows, made.there[name])
-                moments.setdefault(name, FeatureMoments()).add(seen.features[made.there[name]])
-            done += len(batch.pairs)
-            progress.update(len(batch.pairs))
-    return scores, moments
+def _distances(parts: Parts, method: str, judges: Judges, seed: int) -> dict[str, Estimate]:
+    """Frechet and kernel distance of a method's pictures to the targets, by the `features` network."""
+    moments = {name: FeatureMoments() for name in (method, "copy_target")}
+    for name, found in moments.items():
+        for rows in parts.features(name):
+            found.add(torch.from_numpy(rows))
+    n = moments[method].count
+    if n < 2:
+        return {}
+    frechet = frechet_distance(moments[method], moments["copy_target"])
+    few = [_some(parts, name) for name in (method, "copy_target")]
+    kernel, deviation = kernel_distance(*few, seed)
+    interval = (kernel - 2 * deviation, kernel + 2 * deviation)
+    return {
+        judges.frechet_name: Estimate(value=frechet, n=n),
+        judges.kernel_name: Estimate(value=kernel, low=interval[0], high=interval[1], n=min(len(x) for x in few)),
+    }
+
+
+def _some(parts: Parts, method: str) -> Tensor:
+    """The first features of a method, as many as a kernel distance takes."""
+    taken, rows = 0, []
+    for part in parts.features(method):
+        rows.append(part[: KERNEL_FEATURES - taken])
+        taken += len(rows[-1])
+        if taken >= KERNEL_FEATURES:
+            break
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def _rivals(config: EvaluateConfig, testset: str, pairs: Pairs) -> dict[str, Rival]:
+    """The other methods by name. Raises ValueError for a name that is taken and for files that are no results."""
+    if twice := sorted(config.results.keys() & config.onnx.keys()):
+        raise ValueError(f"evaluate.results and evaluate.onnx both name {', '.join(twice)}: call one of them otherwise")
+    rivals: dict[str, Rival] = {}
+    for name, root in config.results.items():
+        folder = _folder(root, testset)
+        check_results(name, folder, pairs.names)
+        rivals[name] = ResultFolder(folder)
+    return rivals | {name: OnnxSwapper(network) for name, network in config.onnx.items()}
+
+
+def _device(team: Team) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", team.rank % torch.cuda.device_count())
 
 
 def _steadiness(
@@ -226,27 +195,18 @@ def _steadiness(
     return rows
 
 
-def _gallery(judges: Judges, pairs: Pairs, size: int) -> Gallery:
-    parts: list[Sequence[Tensor]] = []
-    for some in np.array_split(pairs.gallery, range(size, len(pairs.gallery), size)):
-        image = pairs.images(some).to(pairs.answers.device)
-        parts.append((judges.identity(image), judges.identity_seen(image)))
-    return Gallery(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _write_grid(path: Path, model: CodeSwap, pairs: Pairs, scores: ScoreTable, config: EvaluateConfig) -> None:
+def _write_panels(
+    folder: Path,
+    testset: str,
+    model: CodeSwap,
+    judges: Judges,
+    pairs: Pairs,
+    scores: ScoreTable,
+    config: EvaluateConfig,
+) -> None:
     """Best, median and worst pairs (`scores.ranked_by_success`) from left to right."""
-    shown = shown_pairs(ranked_by_success(scores.columns("swap")), config.shown_pairs)
-    batch = pairs.batch(shown)
-    made = pictures(model, batch, {}, config.codebook_temperature)
-    rows = {"source": batch.source, "target": batch.target}
-    rows["swap, naive image"] = made.images.get("swap_without_mask", made.images["swap"])
-    if made.mask is not None:
-        rows |= {"mask": made.mask * 2 - 1, "swap": made.images["swap"]}
-    if batch.truth is not None:
-        rows |= {"true swap": batch.truth.image, "true swap, codebook": made.images["true_swap_through_codebook"]}
-    rows["paste (no model)"] = made.images["paste"]
-    save_png(path, grid(list(rows.values()), list(rows), scale=max(1, 128 // batch.target.shape[-1])))
+    batch = pairs.batch(shown_pairs(ranked_by_success(scores.columns("swap")), config.shown_pairs))
+    write_panels(folder, testset, model, judges, batch, pictures(model, batch, {}, config.codebook_temperature))
 
 
 def _folder(folder: Path, testset: str) -> Path:

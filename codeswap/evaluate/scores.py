@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -23,13 +24,14 @@ from codeswap.evaluate.metrics import (
     pose_error,
     retrieval_ranks,
 )
+from codeswap.evaluate.parts import FEATURES
 from codeswap.evaluate.results import Estimate
 from codeswap.types import Embedding, Image, Mask
 
 _AS_THEY_ARE = (
     "id_similarity", "id_similarity_seen", "expression_l2", "expression_mse", "expression_l2_unit", "pose_deg",
-    "background_l1", "l1_true_swap", "face_l1_true_swap", "psnr_true_swap", "face_psnr_true_swap", "mask_mean",
-    "mask_iou",
+    "background_l1", "l1_true_swap", "face_l1_true_swap", "psnr_true_swap", "face_psnr_true_swap",
+    "perceptual_true_swap", "id_similarity_true_swap", "expression_exact", "pose_exact_deg", "mask_mean", "mask_iou",
 )  # fmt: skip
 
 
@@ -41,10 +43,12 @@ class Gallery(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a result is held against: its source, its target, and the gallery entries of its source's identity."""
+    """What a result is held against: its source, its target, the true swap if there is one, and the gallery entries
+    of its source's identity."""
 
     source: Judgement
     target: Judgement
+    true: Judgement | None
     answers: Int[Tensor, " b"]
 
 
@@ -69,6 +73,7 @@ def raw_scores(image: Image, seen: Judgement, wanted: Wanted, batch: Batch, gall
         scores["psnr_true_swap"] = masked_psnr(ours, true, everywhere)
         scores["face_l1_true_swap"] = masked_l1(ours, true, region.float())
         scores["face_psnr_true_swap"] = masked_psnr(ours, true, region.float())
+        scores["id_similarity_true_swap"] = cosine(seen.identity, wanted.true.identity)
     return scores
 
 
@@ -78,11 +83,27 @@ def mask_scores(mask: Mask, batch: Batch) -> dict[str, Tensor]:
 
 
 class ScoreTable:
-    """Raw scores of all pairs, method by method, in the order of the pair list."""
+    """Raw scores of some or all pairs, method by method, in the order of the pair list."""
 
     def __init__(self, gallery_size: int) -> None:
         self._gallery_size = gallery_size
         self._columns: dict[str, dict[str, list[np.ndarray]]] = {}
+
+    @classmethod
+    def read(cls, table: pa.Table, gallery_size: int) -> "ScoreTable":
+        """From the rows that `table` gives, of one part or of all."""
+        scores = cls(gallery_size)
+        names = [name for name in table.schema.names if name not in ("pair", "source", "target", "method", FEATURES)]
+        methods = table["method"].cast(pa.string())
+        for method in methods.unique().to_pylist():
+            rows = table.filter(pa.compute.equal(methods, method))
+            columns = {name: rows[name].to_numpy() for name in names}
+            scores._columns[method] = {
+                name: [column if name == "failed" else column.astype(np.float64)]
+                for name, column in columns.items()
+                if name == "failed" or not np.isnan(column).all()
+            }
+        return scores
 
     def add(self, method: str, scores: Mapping[str, Tensor], there: Tensor) -> None:
         """The next pairs of `method`. Where there is no result, it is not found and all other scores are unknown."""
@@ -102,8 +123,8 @@ class ScoreTable:
     def methods(self) -> list[str]:
         return list(self._columns)
 
-    def table(self, sources: Sequence[str], targets: Sequence[str]) -> pa.Table:
-        """One row per pair and method; a score that a method has not is null."""
+    def table(self, sources: Sequence[str], targets: Sequence[str], first: int = 0) -> pa.Table:
+        """One row per pair (counted from `first`) and method; a score that a method has not is null."""
         names = list(dict.fromkeys(name for columns in self._columns.values() for name in columns if name != "failed"))
         tables = []
         for method in self.methods:
@@ -112,7 +133,7 @@ class ScoreTable:
             tables.append(
                 pa.table(
                     {
-                        "pair": pa.array(range(n), pa.int32()),
+                        "pair": pa.array(range(first, first + n), pa.int32()),
                         "source": pa.array(sources, pa.string()),
                         "target": pa.array(targets, pa.string()),
                         "method": pa.array([method] * n, pa.string()).dictionary_encode(),

@@ -20,12 +20,13 @@ METHODS = {
 }
 COLUMNS = (
     "id_retrieval", "id_retrieval_top5", "id_median_rank", "id_similarity", "id_closer", "expression_l2", "pose_deg",
-    "background_l1", "face_l1_true_swap", "l1_true_swap", "psnr_true_swap", "fd", "failures",
+    "background_l1", "face_l1_true_swap", "l1_true_swap", "psnr_true_swap", "perceptual_true_swap",
+    "id_similarity_true_swap", "expression_exact", "pose_exact_deg", "fd", "failures",
 )  # fmt: skip
 SECOND_COLUMNS = (
     "id_retrieval_seen", "id_similarity_seen", "expression_mse", "expression_l2_unit", "pose_rad", "pose_180",
     "pose_99", "face_psnr_true_swap", "mask_mean", "mask_iou", "id_consistency", "flicker",
-    "exchange_error",
+    "exchange_error", "kd",
 )  # fmt: skip
 TERMINAL_COLUMNS = (
     "id_retrieval", "id_median_rank", "id_similarity", "expression_l2", "pose_deg", "background_l1",
@@ -191,6 +192,25 @@ def as_markdown(table: Table) -> str:
     return f"### {table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
 
 
+_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
+          "`": "", "é": r"\'e"}  # fmt: skip
+
+
+def as_latex(table: Table) -> str:
+    """A booktabs tabular in a table environment; needs \\usepackage{booktabs}."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+    caption = "".join(_LATEX.get(letter, letter) for letter in table.title)
+    rows = "\n".join(line(row) for row in table.rows)
+    return (
+        f"\\begin{{table}}\n\\caption{{{caption}}}\n\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}\n\\toprule\n"
+        f"{line(table.header)}\n\\midrule\n{rows}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+    )
+
+
 def as_html(table: Table) -> str:
     """A <table>; every cell is escaped."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
@@ -200,6 +220,6 @@ def as_html(table: Table) -> str:
     )
     note = f"<p class=note>{html.escape(table.note)}</p>" if table.note else ""
     return (
-        f"<h3>{html.escape(table.title)}</h3><div class=wide><table><thead><tr>{head}</tr></thead>"
+        f"<h3>{html.escape(table.title)}</h3><div class=wide><table class=sortable><thead><tr>{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>{note}"
     )

@@ -35,11 +35,18 @@ def lpips_loss(features: Features, target: Features, heads: Sequence[Float[Tenso
     Channel-unit-normalised features, squared differences, weighted per channel by the learnt `heads` (all 1 without),
     mean over positions, sum over taps.
     """
-    total = features[0].new_zeros(())
+    return lpips_distance(features, target, heads).mean()
+
+
+def lpips_distance(
+    features: Features, target: Features, heads: Sequence[Float[Tensor, " _c"]] | None = None
+) -> Float[Tensor, " b"]:
+    """`lpips_loss` of each image by itself."""
+    total = features[0].new_zeros(len(features[0]))
     for tap, (x, y) in enumerate(zip(features, target, strict=True)):
         square = (_unit(x) - _unit(y)).square()
         weighted = square if heads is None else square * heads[tap][:, None, None]
-        total = total + weighted.sum(dim=1).mean()
+        total = total + weighted.sum(dim=1).mean(dim=(1, 2))
     return total
 
 

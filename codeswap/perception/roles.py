@@ -167,8 +167,8 @@ def card(folder: Path) -> dict:
 
 
 def load(folder: Path, role: str) -> nn.Module:
-    """The network of a role, frozen, in eval mode, on the CPU; it has `.role`, `.name`, `.sha256` and
-    `.preprocessing`.
+    """The network of a role, frozen, in eval mode, on the CPU; it has `.role`, `.name`, `.sha256`,
+    `.preprocessing`, and `.rendered`: whether it is our own, trained on rendered faces.
 
     Raises PerceptionError for a role that is unknown or unfilled, and for a file that is absent, damaged or another one
     than the card says.
@@ -187,7 +187,7 @@ def load(folder: Path, role: str) -> nn.Module:
     network = _network(role, path, entry)
     # the hash of the file that was published, where this one was made from it: that is what others can compare
     network.role, network.name, network.sha256 = role, entry["name"], entry.get("original_sha256", entry["sha256"])
-    network.preprocessing = preprocessing_of(network)
+    network.preprocessing, network.rendered = preprocessing_of(network), entry["architecture"] == OWN
     return network.requires_grad_(False).eval()
 
 

@@ -6,12 +6,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from codeswap.evaluate.views import attention as attention_picture
+from codeswap.evaluate.views import degraded, reconstructions
 from codeswap.use import photographs
 from codeswap.use.errors import UnreadableError, UseError, ended
 from codeswap.use.loading import Swapper, load_detector, load_swapper
 from codeswap.use.output import check_suffix, write_picture
-from codeswap.use.views import attention as attention_picture
-from codeswap.use.views import degraded, reconstructions
 
 Models = Annotated[Path, typer.Option(help="folder of trained models")]
 Variant = Annotated[str, typer.Option(help="of Table 3")]

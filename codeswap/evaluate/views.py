@@ -30,12 +30,18 @@ def degraded(crop: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 @torch.inference_mode()
+def through_codes(model: CodeSwap, images: Image) -> Image:
+    """What is decoded of the faces' nearest codes."""
+    vqgan, book = model.vqgan, model.vqgan.codebook
+    return vqgan.decode(feature_map(book.lookup(book.nearest(tokens(vqgan.encode(images))))))
+
+
+@torch.inference_mode()
 def reconstructions(model: CodeSwap, images: Image) -> PILImage.Image:
     """A grid: each face, and what is decoded of its nearest and of its soft codes."""
-    vqgan, book = model.vqgan, model.vqgan.codebook
-    z = tokens(vqgan.encode(images))
-    nearest = vqgan.decode(feature_map(book.lookup(book.nearest(z))))
-    soft = vqgan.decode(feature_map(book.soft(z, 1.0)))
+    vqgan = model.vqgan
+    soft = vqgan.decode(feature_map(vqgan.codebook.soft(tokens(vqgan.encode(images)), 1.0)))
+    nearest = through_codes(model, images)
     return grid(
         [images, nearest, soft], ["input", "nearest codes", "soft codes"], scale=max(1, 192 // images.shape[-1])
     )

@@ -1,0 +1,95 @@
+"""Tables 1 and 3 in the paper's layout. Its columns without stated units (Exp., Pose) are named by what is printed."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from codeswap.evaluate.results import Estimate, Evaluation, comparable
+from codeswap.evaluate.tables import METHODS, PAPER_TABLE_3, VARIANTS, Table, cell
+
+RIVALS = ("FSGAN", "MegaFS", "SimSwap", "InfoSwap", "BlendFace", "DiffSwap", "E4S")
+CALIBRATION = ("true_swap", "copy_target", "copy_source", "paste")
+COLUMNS = {
+    "ID R (%) ↑": "id_retrieval",
+    "ID Sim ↑": "id_similarity",
+    "Exp (MSE) ↓": "expression_mse",
+    "Pose (deg) ↓": "pose_deg",
+}
+NOTE = (
+    "A row of dashes has no results: name a folder under `evaluate.results` or a network under `evaluate.onnx`. Copies "
+    "and the paste calibrate: a paste wins on identity alone, so nothing is ranked by it. The paper does not state the "
+    "units of Exp. and Pose and judged by other networks: compare orders, not values."
+)
+
+
+def paper_tables(evaluations: Sequence[Evaluation]) -> tuple[list[Table], list[str]]:
+    """Table 1 over all test sets, Table 3 for each, and a sentence for each comparison that was refused."""
+    groups: dict[str, list[Evaluation]] = {}
+    refused: list[str] = []
+    for testset in dict.fromkeys(e.testset for e in evaluations):
+        (first, *_), problems = comparable([e for e in evaluations if e.testset == testset])
+        groups[testset] = first
+        refused += problems
+    tables = [table_1({name: group[0] for name, group in groups.items()})]
+    return [*tables, *(table_3(name, group) for name, group in groups.items())], refused
+
+
+def table_1(evaluations: Mapping[str, Evaluation]) -> Table:
+    """Methods against both test sets; the paper's rivals always have their rows."""
+    header = ["method"]
+    for testset, evaluation in evaluations.items():
+        header += [f"{testset}: {title}" for title in (*COLUMNS, f"{frechet(evaluation)[0]} ↓")]
+    known = {name for e in evaluations.values() for name in e.methods}
+    others = sorted(name for name in known - METHODS.keys() if rival_of(name) is None)
+    rows = [_row(rival, evaluations, lambda name, rival=rival: rival_of(name) == rival) for rival in RIVALS]
+    rows += [_row(name, evaluations, lambda found, name=name: found == name) for name in others]
+    rows.append(_row("CodeSwap", evaluations, lambda name: name == "swap"))
+    calibration = [name for name in CALIBRATION if name in known]
+    rows += [_row(METHODS[n], evaluations, lambda found, name=n: found == name) for n in calibration]
+    facts = "; ".join(f"{t}: {e.pairs} pairs, list {e.pair_list_sha256[:12]}" for t, e in evaluations.items())
+    return Table("Table 1: comparison of face swapping methods", tuple(header), rows, f"{facts}. {NOTE}")
+
+
+def _row(title: str, evaluations: Mapping[str, Evaluation], matches: Callable[[str], bool]) -> tuple[str, ...]:
+    cells = [title]
+    for evaluation in evaluations.values():
+        found = next((estimates for name, estimates in evaluation.methods.items() if matches(name)), {})
+        cells += _cells(found, frechet(evaluation)[1])
+    return tuple(cells)
+
+
+def table_3(testset: str, evaluations: Sequence[Evaluation]) -> Table:
+    """The variants of Table 3 on one test set; what the paper prints stands beside it."""
+    found = {e.variant: e for e in evaluations}
+    title, name = frechet(evaluations[0])
+    rows = []
+    for variant, text in VARIANTS.items():
+        estimates = found[variant].methods["swap"] if variant in found else {}
+        rows.append((text, *_cells(estimates, name), *PAPER_TABLE_3[variant]))
+    if "ours" in found and "swap_without_mask" in found["ours"].methods:
+        bare = found["ours"].methods["swap_without_mask"]
+        rows.insert(-1, ("w/o M (no mask generator)", *_cells(bare, name), *("–",) * 5))
+    header = ("variant", *COLUMNS, f"{title} ↓", "paper ID R", "paper ID Sim", "paper Exp", "paper Pose", "paper FID")
+    return Table(f"Table 3: ablation on {testset}", header, rows, NOTE)
+
+
+def _cells(estimates: Mapping[str, Estimate], frechet_name: str) -> list[str]:
+    return [cell(name, estimates.get(name)) for name in (*COLUMNS.values(), frechet_name)]
+
+
+def frechet(evaluation: Evaluation) -> tuple[str, str]:
+    """Title and name of the evaluation's distance between distributions: FID only where it is one."""
+    names = {name for estimates in evaluation.methods.values() for name in estimates}
+    found = sorted(name for name in names if name == "fid" or name.startswith("fd_"))
+    if not found:
+        return "FID", "fid"
+    return ("FID" if found[0] == "fid" else f"FD ({found[0][3:]})"), found[0]
+
+
+def rival_of(name: str) -> str | None:
+    """The paper's rival that a method's name means: `simswap`, `SimSwap-512` and `sim_swap` are SimSwap."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    aliases = {"blendswap": "BlendFace"}
+    for start, rival in {**{rival.lower(): rival for rival in RIVALS}, **aliases}.items():
+        if plain.startswith(start):
+            return rival
+    return None
