@@ -1,6 +1,7 @@
 """Official networks: names, shapes and sizes against the published files', what they are shown, safe conversion."""
 
 import collections
+import importlib
 import pickle
 import sys
 import types
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
 from codeswap.cli import app
+from codeswap.evaluate.metrics import FeatureMoments, frechet_distance
 from codeswap.losses.image import lpips_loss
 from codeswap.perception.boxes import View
 from codeswap.perception.convert import Ignored, note_of, read_pickle
@@ -292,3 +295,27 @@ def test_a_view_says_what_it_shows() -> None:
     assert str(View(Box(0.25, 0.5, 0.5), 32, (127.5,), (128.0,), "grey")) == (
         "box 0.25,0.5,0.5 -> 32 px, grey, mean 127.5 std 128 of 255"
     )
+
+
+def test_fid_of_two_folders_is_torch_fidelitys(tmp_path: Path) -> None:
+    """The whole way, from pictures to the number, with FID's network under random weights."""
+    fidelity = pytest.importorskip("torch_fidelity")
+    extractor = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    torch.manual_seed(0)
+    file = tmp_path / "pt_inception.pth"
+    torch.save(_inception_state(extractor), file)
+    CliRunner().invoke(app, ["weights", "convert", "fid_inception", str(file)])
+    network, generator = build("fid_inception", file.with_suffix(".safetensors")), np.random.default_rng(0)
+    moments = []
+    for name, light in (("real", 255), ("fake", 200)):
+        (tmp_path / name).mkdir()
+        pixels = generator.integers(0, light, (8, 48, 48, 3)).astype(np.uint8)
+        for number, picture in enumerate(pixels):
+            PILImage.fromarray(picture).save(tmp_path / name / f"{number}.png")
+        moments.append(FeatureMoments())
+        moments[-1].add(network(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1))
+    theirs = fidelity.calculate_metrics(
+        input1=str(tmp_path / "fake"), input2=str(tmp_path / "real"), fid=True, cuda=False, verbose=False,
+        save_cpu_ram=True, batch_size=4, feature_extractor_weights_path=str(file), cache=False,
+    )  # fmt: skip
+    assert frechet_distance(*moments) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)

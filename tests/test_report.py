@@ -62,8 +62,17 @@ def evaluation(variant: str = "ours", testset: str = "faces", **swap: float) -> 
         protocol=PairListFacts(shape="identities", seed=2024, gallery=50),
         networks={"pose": NetworkName(name="small-pose", sha256="cd" * 32)},
         methods=methods,
-        models={"swap": {"config": {}, "weights_sha256": "ef" * 32, "lineage": {"codebook": "12" * 32}}},
-        data={"licences": {"faces": "CC0 <b>"}},
+        models={
+            "swap": {
+                "config": {},
+                "weights_sha256": "ef" * 32,
+                "lineage": {"codebook": "12" * 32},
+                "run_id": "run-7",
+                "git_commit": "0123abcd",
+                "data": {"train": "7c" * 32},
+            }
+        },
+        data={"licences": {"faces": "CC0 <b>"}, "manifests": {"faces": "9a" * 32}},
     )
 
 
@@ -181,7 +190,17 @@ def test_report_is_one_page_that_needs_nothing_else(metrics: Path, tmp_path: Pat
     assert page.count("data:image/png;base64,") == 6  # a grid, two trade-offs, one set of curves, two of the data
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "CC0 &lt;b&gt;" in page
-    for expected in ("small-pose", "cdcdcdcdcdcd", "abababababab", "121212121212", "Test set other", "w/o Q1"):
+    for expected in (
+        "7c7c7c7c7c7c",
+        "0123abcd",
+        "run-7",
+        "small-pose",
+        "cdcdcdcdcdcd",
+        "abababababab",
+        "121212121212",
+        "Test set other",
+        "w/o Q1",
+    ):
         assert expected in page
     assert "LEAK: 2 identical files of test set faces are in training set t (first: f1, f2)" in page
     markdown = (out / "report.md").read_text()

@@ -1,5 +1,6 @@
 """Faces on disk as one indexed collection: index -> pixels, by one positioned read."""
 
+import hashlib
 import os
 import threading
 from collections import OrderedDict
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from codeswap.data.manifest import CARD, HELD_OUT, read_card, read_manifest
+from codeswap.data.manifest import CARD, HELD_OUT, MANIFEST, read_card, read_manifest
 from codeswap.data.remote import URL, RemoteShardError, ShardCache, remote_url
 from codeswap.data.shards import DamagedShardError, Place, decode, read_facts, read_image
 
@@ -121,6 +122,17 @@ class Faces:
     def keys(self) -> list[str]:
         """The key of each face."""
         return self.key_column.to_pylist()
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each data set's manifest, which names every face's bytes: a model's `data`."""
+        return dict(
+            zip(
+                self.shards,
+                (hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() for folder in self.folders),
+                strict=True,
+            )
+        )
 
     @cached_property
     def _cache(self) -> ShardCache:

@@ -117,7 +117,7 @@ def evaluate(
         networks=judges.networks,
         methods=methods,
         models={kind: _card(getattr(places, kind)) for kind in ("codebook", "swap", "mask")},
-        data={"faces": len(faces), "size": faces.size, "licences": dict(faces.licences)},
+        data={"faces": len(faces), "size": faces.size, "licences": dict(faces.licences), "manifests": faces.hashes},
         rivals={name: [sha256_of(path) for path in rival.files] for name, rival in config.onnx.items()},
     )
     folder = out / variant

@@ -1,6 +1,8 @@
 """The report's tables and sentences, made from metrics files alone."""
 
+import hashlib
 import html
+import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -150,15 +152,24 @@ def networks_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def lineage_table(evaluations: Sequence[Evaluation]) -> Table:
-    """What each evaluated model was made from: the short facts of the cards, hashes shortened."""
+    """What each evaluated model was made from, hashes shortened: MLflow run, commit, parameters, data, parents."""
     rows: dict[tuple[str, ...], None] = {}
     for evaluation in evaluations:
+        rows |= {
+            (f"test set {evaluation.testset}", f"data.{name}", _short(value)): None
+            for name, value in _flat(evaluation.data.get("manifests", {})).items()
+        }
         for kind, card in evaluation.models.items():
             if isinstance(card, Mapping):
-                facts = {**_flat({k: card[k] for k in ("fingerprint", "weights_sha256", "lineage") if k in card})}
+                facts = _flat({key: card[key] for key in _LINEAGE if key in card})
+                parameters = json.dumps(card.get("config"), sort_keys=True).encode()
+                facts["parameters"] = hashlib.sha256(parameters).hexdigest()
                 name = kind if kind == "codebook" else f"{kind} ({evaluation.variant})"
                 rows |= {(name, key, _short(value)): None for key, value in facts.items()}
     return Table("Lineage", ("model", "fact", "value"), list(rows))
+
+
+_LINEAGE = ("run_id", "git_commit", "fingerprint", "weights_sha256", "data", "lineage")
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -243,6 +243,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                 "kind": "codebook",
                 "config": {name: getattr(params, name).model_dump(mode="json") for name in groups},
                 "licences": source.faces.licences,
+                "data": source.faces.hashes,
                 "intended_use": "research on face swapping; prior codebook of Stage 2",
             },
         )

@@ -165,6 +165,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                     "mask": config.model_dump(mode="json"),
                 },
                 "licences": source.faces.licences,
+                "data": source.faces.hashes,
                 "intended_use": "research on face swapping; blends a swapped face into its target",
             },
         )

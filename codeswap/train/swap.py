@@ -221,6 +221,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 },
                 "calibration": calibration._asdict(),
                 "licences": source.faces.licences,
+                "data": source.faces.hashes,
                 "intended_use": "research on face swapping; swaps the codes of two faces",
             },
         )
