@@ -8,7 +8,7 @@ import typer
 from codeswap.perception import weights as store
 from codeswap.perception.published import NETWORKS
 from codeswap.train.plans import Cluster
-from codeswap.use import commands, view_commands
+from codeswap.use import commands, serve_commands, view_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="CodeSwap: tools beside the pipeline's stages.")
 ASSUMED = Cluster()
@@ -22,6 +22,7 @@ app.command()(commands.swap)
 app.command()(commands.verify)
 app.command()(view_commands.reconstruct)
 app.command()(view_commands.attention)
+app.command()(serve_commands.serve)
 
 
 @weights.command("list")

@@ -37,13 +37,14 @@ class SwappedCrops(NamedTuple):
 class Swapper:
     """A trained CodeSwap.
 
-    `size` is the side of its crops and `cell` that of a token in them, in pixels; `facts` name its weights, for the
-    marks of what it makes.
+    `size` is the side of its crops and `cell` that of a token in them, in pixels, `grid` the tokens on a side; `facts`
+    name its weights, for the marks of what it makes.
     """
 
     def __init__(self, model: CodeSwap, facts: dict[str, str], device: torch.device) -> None:
         self.model, self.facts, self._device = model.to(device).eval(), facts, device
-        self.size, self.cell = model.vqgan.config.image_size, model.vqgan.config.downsample
+        config = model.vqgan.config
+        self.size, self.cell, self.grid = config.image_size, config.downsample, config.grid
 
     def tensor(self, *crops: np.ndarray) -> Image:
         """Aligned uint8 (size, size, 3) crops as images in [-1, 1] on the model's device."""

@@ -30,9 +30,7 @@ def write_picture(path: Path, pixels: np.ndarray, facts: Mapping[str, str], mark
     Raises UnreadableError when the place cannot be written.
     """
     check_suffix(path)
-    data = _encoded(watermark.embed(pixels) if mark else pixels, path.suffix.lower(), mark)
-    if mark:
-        data = credentials.sign(data, MIME[path.suffix.lower()], path.name, facts)
+    data = encode_picture(pixels, path.suffix.lower(), path.name, facts, mark)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +39,12 @@ def write_picture(path: Path, pixels: np.ndarray, facts: Mapping[str, str], mark
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UnreadableError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def encode_picture(pixels: np.ndarray, suffix: str, title: str, facts: Mapping[str, str], mark: bool = True) -> bytes:
+    """A file's bytes for uint8 (h, w, 3) pixels, with its marks (see `write_picture`)."""
+    data = _encoded(watermark.embed(pixels) if mark else pixels, suffix, mark)
+    return credentials.sign(data, MIME[suffix], title, facts) if mark else data
 
 
 def _encoded(pixels: np.ndarray, suffix: str, mark: bool) -> bytes:

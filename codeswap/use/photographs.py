@@ -49,7 +49,7 @@ def face_of(path: Path, detector: MTCNN | None, size: int, choice: int | Like | 
     return pixels, find(path, pixels, detector, size, choice)
 
 
-def aligned(path: Path, pixels: np.ndarray, size: int) -> Face:
+def aligned(path: Path | str, pixels: np.ndarray, size: int) -> Face:
     """A picture that is an FFHQ-aligned crop already, as the face of itself. Raises UnreadableError if not square."""
     height, width = pixels.shape[:2]
     if height != width:
@@ -58,7 +58,7 @@ def aligned(path: Path, pixels: np.ndarray, size: int) -> Face:
     return Face(np.array([[low, low], [low, high], [high, high], [high, low]]), resized(pixels, size))
 
 
-def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, choice: int | Like | None) -> Face:
+def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, size: int, choice: int | Like | None) -> Face:
     """The face at a position from the left (from 1), or most like another; without `choice` the largest sure one.
 
     Raises NoFaceError.
@@ -76,7 +76,7 @@ def find(path: Path, pixels: np.ndarray, detector: MTCNN, size: int, choice: int
     return _aligned(path, pixels, largest(found) if choice is None else found[choice - 1], size)
 
 
-def _aligned(path: Path, pixels: np.ndarray, face: Detection, size: int) -> Face:
+def _aligned(path: Path | str, pixels: np.ndarray, face: Detection, size: int) -> Face:
     if face.side < SMALLEST:
         raise NoFaceError(f"{path}: the face is {face.side:.0f} px, at least {SMALLEST} are needed")
     try:
