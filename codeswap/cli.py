@@ -9,11 +9,13 @@ from codeswap.perception import weights as store
 from codeswap.perception.published import NETWORKS
 from codeswap.train.plans import Cluster
 from codeswap.use import commands, serve_commands, view_commands
+from codeswap.use.study_commands import study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="CodeSwap: tools beside the pipeline's stages.")
 ASSUMED = Cluster()
 weights = typer.Typer(no_args_is_help=True, help="Real face networks for real photographs: what, whence, verified.")
 app.add_typer(weights, name="weights")
+app.add_typer(study, name="study")
 
 Folder = Annotated[Path | None, typer.Option(help=f"the weights' folder [default: {store.FOLDER}]")]
 
@@ -23,6 +25,7 @@ app.command()(commands.verify)
 app.command()(view_commands.reconstruct)
 app.command()(view_commands.attention)
 app.command()(serve_commands.serve)
+app.command()(serve_commands.export)
 
 
 @weights.command("list")

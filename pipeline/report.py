@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from codeswap.evaluate.reference import write_references
 from codeswap.evaluate.report import show, write_report
-from codeswap.evaluate.results import read_evaluations
+from codeswap.evaluate.results import Evaluation, read_evaluations
 from codeswap.train.tracking import log_stage_run
 from codeswap.types import Config
 from pipeline.cli import run_stage
@@ -35,6 +35,11 @@ def main() -> None:
     print(show(OUT))
     evaluations = read_evaluations(Path("metrics"))
     swaps = {f"{e.variant}.{e.testset}": e.methods["swap"] for e in evaluations}
+    for variant, metrics in _by_variant(evaluations).items():
+        if (Path("models/swap") / variant / "card.json").exists():
+            from codeswap.use.mlflow_model import register  # seconds of imports
+
+            print(f"registered: {register(Path('models'), variant, metrics)}")
     log_stage_run(
         stage="report",
         variant="-",
@@ -45,6 +50,15 @@ def main() -> None:
         tags={f"parent.{e.variant}.{kind}": sha256 for e in evaluations for kind, sha256 in e.parents.items()},
         pictures=[(path.name, PILImage.open(path)) for path in sorted((OUT / "figures").glob("*.png"))],
     )
+
+
+def _by_variant(evaluations: list[Evaluation]) -> dict[str, dict[str, float]]:
+    """Each variant's metrics on all test sets, by dotted names."""
+    found: dict[str, dict[str, float]] = {}
+    for e in evaluations:
+        swap = {f"{e.testset}.{name}": estimate.value for name, estimate in e.methods["swap"].items()}
+        found.setdefault(e.variant, {}).update(swap)
+    return found
 
 
 def print_tables() -> None:

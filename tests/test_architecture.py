@@ -15,7 +15,7 @@ DOORS = {
     "deepspeed": ("codeswap/train/zero.py",),
     "torch.distributed": ("codeswap/train/engine.py", "codeswap/train/accelerate_launch.py"),
     "ray": ("codeswap/train/launch.py", "codeswap/prepare/"),
-    "mlflow": ("codeswap/train/tracking.py",),
+    "mlflow": ("codeswap/train/tracking.py", "codeswap/use/mlflow_model.py", "codeswap/use/served_model.py"),
     "webdataset": ("codeswap/data/shards.py",),
     "yaml": ("codeswap/config.py",),
     "c2pa": ("codeswap/use/credentials.py",),

@@ -45,6 +45,15 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return out
 
 
+def store_uri() -> str:
+    """Where MLflow's books are: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working directory.
+
+    Named absolutely: mlflow keeps one engine per address for the whole process, and a relative one would go on meaning
+    the first folder.
+    """
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(STORE).absolute()}"
+
+
 class Tracker:
     """One MLflow run, fed from a queue by one thread of its own.
 
@@ -139,9 +148,8 @@ class Tracker:
         import mlflow
 
         logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells of every table it makes
-        # mlflow keeps one engine per address for the whole process: a relative one would go on meaning the first folder
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{Path(STORE).absolute()}")
+        client = mlflow.MlflowClient(tracking_uri=store_uri())
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             place = None if uri else Path("mlartifacts").absolute().as_uri()

@@ -21,6 +21,8 @@ from codeswap.perception.weights import default_folder
 from codeswap.types import Image, Swap
 from codeswap.use.errors import MissingModelError
 
+RELEASE = "release"  # below the models' folder: what is committed with the project
+
 
 class SwappedCrops(NamedTuple):
     """Of one pair of crops, `xy` = identity of x on y: uint8 (s, s, 3), masks float (s, s) in 0..1 or None.
@@ -76,9 +78,17 @@ def _numbers(mask: Tensor | None) -> np.ndarray | None:
 def load_swapper(models: Path, variant: str) -> Swapper:
     """The model in a folder as the pipeline writes it (`models/`): codebook, swap/<variant> and mask/<variant>.
 
-    A folder without variants (codebook, swap, mask) does too, and one without mask swaps without one.
+    A folder without variants (codebook, swap, mask) does too, and one without mask swaps without one. So does the URI
+    of a registered MLflow model (models:/codeswap-ours/1). Where nothing was trained yet, the released model in
+    `<models>/release` is taken.
     Raises MissingModelError saying what is not there, or what is damaged.
     """
+    if str(models).startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+        from codeswap.use.mlflow_model import folder_of  # seconds of imports
+
+        models = folder_of(str(models))
+    if not (models / "codebook").exists() and (models / RELEASE / "codebook").exists():
+        models = models / RELEASE
     codebook = models / "codebook"
     swap, mask = (
         folder if (folder / CARD).exists() else folder / variant for folder in (models / "swap", models / "mask")

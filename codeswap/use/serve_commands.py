@@ -1,4 +1,4 @@
-"""`codeswap serve`: the page and its API on this machine."""
+"""`codeswap serve`, the page and its API on this machine, and `codeswap export`, the model as an ONNX file."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from codeswap.use.errors import MissingModelError, UseError, ended
+from codeswap.use.export import Precision
+from codeswap.use.export import export as write_onnx
 from codeswap.use.loading import load_detector, load_swapper
 from codeswap.use.view_commands import Models, Variant, Weights
 
@@ -44,3 +46,20 @@ def serve(
         detector = None
     app = create_app(swapper, detector, Limits(megabytes=megabytes, per_minute=per_minute, password=password))
     uvicorn.run(app, host=host, port=port, log_level="warning", lifespan="off")
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="the .onnx file to write")],
+    models: Models = Path("models"),
+    variant: Variant = "ours",
+    precision: Annotated[
+        Precision, typer.Option(help="weights8: a quarter of the size; dynamic8: also products of 8 bits")
+    ] = "fp32",
+) -> None:
+    """Writes the whole inference as one ONNX graph: image_a, image_b in [-1, 1] to both swaps and masks, any batch."""
+    try:
+        swapper = load_swapper(models, variant)
+        write_onnx(swapper.model.cpu(), swapper.facts, out, precision)
+    except UseError as error:
+        raise ended(error) from None
+    typer.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MB")

@@ -35,6 +35,7 @@ from codeswap.use.output import encode_picture
 from codeswap.use.photographs import Face
 
 PAGE = "pages/swap.html"
+EXAMPLE = 256  # pixels of an example: large enough for the watermark
 _PREFIX = "data:image/"
 
 
@@ -146,7 +147,7 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
     @app.get("/api/examples", dependencies=guard)
     def some() -> list[str]:
         """Rendered faces of nobody, aligned crops, to try it with."""
-        return [data_url(_png(pixels)) for pixels in examples(swapper.size)]
+        return [data_url(_png(pixels)) for pixels in examples(EXAMPLE)]
 
     @app.post("/api/swap", dependencies=guard)
     def swap(pair: Pair) -> Swapped:
