@@ -254,3 +254,22 @@ def test_a_model_without_variants_and_without_a_mask_swaps_too(trained, crops, t
     wrong = invoke("swap", *crops, "--aligned", "--models", release, "-o", tmp_path / "out")
     assert wrong.exit_code == 3 and "expected 'swap'" in wrong.output
     assert commands.SOME_FAILED not in {3, 4, 5}
+
+
+def test_two_folders_are_paired_by_name_and_nothing_is_overwritten(
+    trained: Path, crops: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for folder, picture in zip(("ann", "bob"), crops, strict=True):
+        (tmp_path / folder).mkdir()
+        for number in (1, 2):
+            shutil.copyfile(picture, tmp_path / folder / f"{number}.png")
+    (tmp_path / "bob" / "3.png").write_bytes(b"nobody's pair")
+    arguments = (tmp_path / "ann", tmp_path / "bob", "--aligned", "--no-marks", "-o", tmp_path / "out")
+    done = swap(trained, *arguments)
+    assert done.exit_code == 0 and "2 of 2 pairs" in done.output, done.output
+    names = {f"{a}-{n}_on_{b}-{n}.png" for a, b in (("ann", "bob"), ("bob", "ann")) for n in (1, 2)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert not np.array_equal(pixels(tmp_path / "out/ann-1_on_bob-1.png"), pixels(tmp_path / "out/bob-1_on_ann-1.png"))
+    (tmp_path / "none").mkdir()
+    done = swap(trained, tmp_path / "ann", tmp_path / "none", "--aligned")
+    assert done.exit_code == 4 and "hold no pictures of the same names" in done.output

@@ -44,6 +44,13 @@ def _choice(text: str | None, tools: Tools, perception: Path) -> Choice:
     return Like(reference.crop, load_identity(perception))
 
 
+def result_name(a: Path, b: Path) -> str:
+    """What the swap of `a` onto `b` is called; files of the same name are told apart by their folders."""
+    if a.stem == b.stem:
+        return f"{a.parent.name}-{a.stem}_on_{b.parent.name}-{b.stem}"
+    return f"{a.stem}_on_{b.stem}"
+
+
 def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, face_b: Choice = None) -> list[Path]:
     """Swaps the faces of two photographs and writes `<a>_on_<b>` and `<b>_on_<a>` to `out`; their paths.
 
@@ -52,7 +59,7 @@ def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, 
     detector, size = tools.detector, tools.swapper.size
     pictures, faces = zip(face_of(a, detector, size, face_a), face_of(b, detector, size, face_b), strict=True)
     found = tools.swapper.swap(faces[0].crop, faces[1].crop)
-    names = f"{a.stem}_on_{b.stem}", f"{b.stem}_on_{a.stem}"
+    names = result_name(a, b), result_name(b, a)
     written = []
     for name, target, naive, mask in (
         (names[0], 1, found.naive_ab, found.mask_b),
@@ -84,7 +91,7 @@ def swap_region(
     crop = tools.swapper.swap_region(first.crop, second.crop, inside)
     cell = tools.swapper.cell
     soft = gaussian_filter(maximum_filter(inside.astype(np.float32), 2 * cell + 1), cell / 2)
-    path = out / f"{a.stem}_on_{b.stem}_{Path(region).stem}{tools.suffix}"
+    path = out / f"{result_name(a, b)}_{Path(region).stem}{tools.suffix}"
     result = photographs.paste(picture, second, crop, soft, tools.match_colour)
     write_picture(path, result, tools.swapper.facts, tools.mark)
     return path
@@ -114,11 +121,20 @@ def read_pairs(path: Path) -> list[tuple[Path, Path]]:
     return [(path.parent / row["a"], path.parent / row["b"]) for row in rows]
 
 
+def pair_folders(a: Path, b: Path) -> list[tuple[Path, Path]]:
+    """Pictures of two folders that have the same name but for the ending. Raises UnreadableError when none do."""
+    found = [{path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in MIME} for folder in (a, b)]
+    both = sorted(found[0].keys() & found[1].keys())
+    if not both:
+        raise UnreadableError(f"{a} and {b} hold no pictures of the same names ({', '.join(MIME)}): use --pairs")
+    return [(found[0][name], found[1][name]) for name in both]
+
+
 def swap_all(tools: Tools, pairs: list[tuple[Path, Path]], out: Path) -> dict[str, str]:
     """Swaps pair after pair; what is in `out` already is left. Why each pair that failed did."""
     failed = {}
     for a, b in tqdm(pairs, unit="pair", disable=None):
-        if (out / f"{a.stem}_on_{b.stem}{tools.suffix}").exists():
+        if (out / f"{result_name(a, b)}{tools.suffix}").exists():
             continue
         try:
             swap_pair(tools, a, b, out)
@@ -128,8 +144,8 @@ def swap_all(tools: Tools, pairs: list[tuple[Path, Path]], out: Path) -> dict[st
 
 
 def swap(
-    a: Annotated[Path | None, typer.Argument(help="a photograph")] = None,
-    b: Annotated[Path | None, typer.Argument(help="another one, or a video")] = None,
+    a: Annotated[Path | None, typer.Argument(help="a photograph, or a folder of them")] = None,
+    b: Annotated[Path | None, typer.Argument(help="another one, a video, or a folder of the same names")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for the results, or an .mp4")] = Path("swapped"),
     pairs: Annotated[Path | None, typer.Option(help="a CSV with columns a and b instead of two photographs")] = None,
     models: Annotated[Path, typer.Option(help="folder of trained models")] = Path("models"),
@@ -162,24 +178,25 @@ def swap(
     """
     if (pairs is None) == (a is None or b is None):
         raise typer.BadParameter("give two photographs, or --pairs FILE.csv")
-    if region is not None and pairs is not None:
+    if region is not None and (pairs is not None or a.is_dir()):
         raise typer.BadParameter("--region takes two photographs")
     try:
         if b is not None and b.suffix.lower() in VIDEOS:
             tools = Tools(load_swapper(models, variant), load_detector(weights), match_colour, not no_marks, "", False)
-            target = out if out.suffix else out / f"{a.stem}_on_{b.stem}.mp4"
+            target = out if out.suffix else out / f"{result_name(a, b)}.mp4"
             chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
             typer.echo(f"{target}: {swap_onto_video(tools, a, b, target, *chosen)}")
             return
         check_suffix(Path(f"x{suffix}"))
-        todo = [] if pairs is None else read_pairs(pairs)
+        folders = pairs is None and a.is_dir() and b.is_dir()
+        todo = pair_folders(a, b) if folders else [] if pairs is None else read_pairs(pairs)
         detector = None if aligned else load_detector(weights)
         tools = Tools(load_swapper(models, variant), detector, match_colour, not no_marks, suffix, parts)
         chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
         if region is not None:
             typer.echo(str(swap_region(tools, a, b, out, region, models / "perception", chosen)))
             return
-        if pairs is None:
+        if not todo:
             for path in swap_pair(tools, a, b, out, *chosen):
                 typer.echo(str(path))
             return
