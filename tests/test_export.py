@@ -71,7 +71,7 @@ def test_a_trained_model_keeps_its_swap_in_8_bits(trained: Path, tmp_path: Path)
     faces = swapper.tensor(*examples(swapper.size, 6))
     a, b = faces[:3], faces[3:]
     wanted, sizes = expected(swapper.model, a, b), {}
-    for precision, most in (("fp32", 1e-4), ("weights8", 0.02), ("dynamic8", 0.2)):
+    for precision, most in (("fp32", 1e-4), ("weights8", 0.02), ("dynamic8", 0.2), ("static8", 0.2)):
         path = tmp_path / f"{precision}.onnx"
         done = CliRunner().invoke(
             app, ["export", str(path), "--models", str(trained / "models"), "--precision", precision]

@@ -53,7 +53,7 @@ def export(
     models: Models = Path("models"),
     variant: Variant = "ours",
     precision: Annotated[
-        Precision, typer.Option(help="weights8: a quarter of the size; dynamic8: also products of 8 bits")
+        Precision, typer.Option(help="weights8: a quarter of the size; dynamic8 and static8: products of 8 bits too")
     ] = "fp32",
 ) -> None:
     """Writes the whole inference as one ONNX graph: image_a, image_b in [-1, 1] to both swaps and masks, any batch."""
