@@ -4,8 +4,8 @@
     python -m benchmarks.inference_speed [--profile profiles/paper.yaml] [--repeats 2] [--threads 2] [--onnx]
 
 Networks have random weights (they time the same). The floor is the time of the counted FLOPs at the rate of a large
-3x3 convolution measured in the same run; shares of it are what counts, seconds are this machine's. `--onnx` also exports the
-graph and runs it by onnxruntime in fp32 and in 8 bits (minutes and some GB at the paper's size).
+3x3 convolution measured in the same run; shares of it are what counts, seconds are this machine's. `--onnx` also
+exports the graph and runs it by onnxruntime in fp32 and in 8 bits (minutes and some GB at the paper's size).
 """
 
 import argparse
