@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from codeswap.use import credentials
+
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
@@ -48,6 +50,14 @@ def copy(trained: Path, tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return without
+
+
+@pytest.fixture
+def own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are signed by a certificate that is made for this test alone."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in (credentials.CERTIFICATE, credentials.KEY):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

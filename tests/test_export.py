@@ -24,18 +24,12 @@ from typer.testing import CliRunner
 from codeswap.cli import app
 from codeswap.models.codeswap import CodeSwap
 from codeswap.models.fusion import FusionConfig
-from codeswap.use import credentials
 from codeswap.use.examples import examples
 from codeswap.use.export import export, in_8_bits
 from codeswap.use.loading import Swapper, load_swapper
 from tests.test_evaluate import FUSION, ROOT, SIZE, tiny
 
-
-@pytest.fixture(autouse=True)
-def own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in (credentials.CERTIFICATE, credentials.KEY):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_certificate")
 
 
 def run(path: Path, a: torch.Tensor, b: torch.Tensor) -> dict[str, np.ndarray]:

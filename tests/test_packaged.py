@@ -384,3 +384,24 @@ def test_real_network(network, tmp_path: Path) -> None:
     gradient = torch.autograd.grad(ours[1].square().sum(), image)[0]
     assert torch.isfinite(gradient).all() and gradient[1].abs().sum() > 0 and gradient[0].abs().sum() == 0
     built(torch.zeros(1, 3, 64, 64))
+
+
+def test_an_arcface_onnx_file_is_read_and_shown_its_template(tmp_path: Path) -> None:
+    """insightface's recognition files: one image in, ReLUs with slopes, batch norms, a matrix product out."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("BatchNormalization", ["c", "g", "s", "m", "v"], ["n"]),
+        helper.make_node("PRelu", ["n", "slope"], ["p"]),
+        helper.make_node("GlobalAveragePool", ["p"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w2", "b2"], ["y"], transB=1),
+    ]
+    tensors = {"w": random(4, 3, 3, 3), "b": random(4), "slope": random(4, 1, 1), "g": random(4), "s": random(4)}
+    tensors |= {"m": random(4), "v": abs(random(4)) + 0.5, "w2": random(512, 4), "b2": random(512)}
+    file = onnx_file(tmp_path / "w600k_r50.onnx", nodes, tensors, size=112, opset=15)
+    network = build("arcface_onnx", file)
+    image = torch.rand(2, 3, 96, 96) * 2 - 1
+    shown = crop(image, box_of(ARCFACE_112, 112), 112)
+    reference = ReferenceEvaluator(str(file))
+    expected = np.concatenate([reference.run(None, {"x": one[None].numpy()})[0] for one in shown])
+    torch.testing.assert_close(network(image), torch.from_numpy(expected), atol=1e-4, rtol=1e-4)

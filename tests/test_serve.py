@@ -20,12 +20,7 @@ from codeswap.use.examples import examples
 from codeswap.use.loading import Swapper, load_swapper
 from codeswap.use.service import Limits, create_app, data_url
 
-
-@pytest.fixture(autouse=True)
-def own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in (credentials.CERTIFICATE, credentials.KEY):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_certificate")
 
 
 @pytest.fixture(scope="module")

@@ -23,17 +23,11 @@ from typer.testing import CliRunner, Result
 from codeswap.cli import app
 from codeswap.data.faces import Faces
 from codeswap.evaluate.protocol import ProtocolConfig, pairs_of
-from codeswap.use import credentials
 from codeswap.use.study import ANSWERS, CATCH, QUESTIONS, Study, agreement, report
 from codeswap.use.study_service import create_app
 from tests.test_evaluate import ROOT, shards
 
-
-@pytest.fixture(autouse=True)
-def own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in (credentials.CERTIFICATE, credentials.KEY):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_certificate")
 
 
 @pytest.fixture

@@ -21,12 +21,7 @@ from codeswap.use.loading import load_identity
 from codeswap.use.output import MIME
 from codeswap.use.photographs import Face, paste
 
-
-@pytest.fixture(autouse=True)
-def own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in (credentials.CERTIFICATE, credentials.KEY):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_certificate")
 
 
 @pytest.fixture
