@@ -1,6 +1,9 @@
 """A person of a photograph on a video: one face tracked through each shot, steadied in time, the sound kept."""
 
 import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +26,7 @@ CUT = 0.12  # mean change of a 16x16 colour thumbnail, 0..1, from which on anoth
 NEAR = 0.8  # of the face's side: how far it may move from one frame to the next
 STEADY, FAST = 0.35, 8.0  # share of a new position that is taken; more, the faster the face moves
 MASK_SHARE = 0.5  # of a new mask
+AHEAD = 4  # frames decoded ahead, and as many not encoded yet
 CODEC, QUALITY = "libx264", {"crf": "18", "preset": "medium"}
 
 
@@ -190,24 +194,57 @@ def _pass_through(frames: FrameSwapper, video: Path, out: Path, mark: bool) -> i
         encoder.height, encoder.width = height, width  # before sound comes, which opens the file
         encoder.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"  # half the chroma needs even sides
         encoder.time_base = pictures.time_base
+        stream = _items(source, pictures, [stream for stream, _ in sound])
+
+        def write(item: "av.Packet | Decoded", swapped: np.ndarray | None) -> None:
+            """In the writer's thread alone, in the order of the input."""
+            if swapped is None:
+                item.stream = copied[item.stream.index]
+                target.mux(item)
+                return
+            made = av.VideoFrame.from_ndarray(watermark.embed(swapped) if mark else swapped, format="rgb24")
+            made.pts, made.time_base = item.pts, item.time_base
+            target.mux(encoder.encode(made))
+
         bar = tqdm(total=pictures.frames or None, unit="frame", disable=None)
-        for packet in source.demux([pictures, *(stream for stream, _ in sound)]):
-            if packet.stream.index in copied:
-                if packet.dts is not None:
-                    packet.stream = copied[packet.stream.index]
-                    target.mux(packet)
-                continue
-            for frame in packet.decode():
-                pixels = frames(_upright(frame))
-                pixels = watermark.embed(pixels) if mark else pixels
-                made = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                made.pts, made.time_base = frame.pts, frame.time_base
-                target.mux(encoder.encode(made))
-                count += 1
-                bar.update()
+        # one thread decodes ahead and one marks and encodes behind, while this one swaps
+        with ThreadPoolExecutor(1, "decode") as reader, ThreadPoolExecutor(1, "encode") as writer:
+            ahead = deque(reader.submit(next, stream, None) for _ in range(AHEAD))
+            behind: deque[Future[None]] = deque()
+            while (item := ahead.popleft().result()) is not None:
+                ahead.append(reader.submit(next, stream, None))
+                swapped = frames(item.pixels) if isinstance(item, Decoded) else None
+                behind.append(writer.submit(write, item, swapped))
+                if len(behind) > AHEAD:
+                    behind.popleft().result()
+                count += swapped is not None
+                bar.update(swapped is not None)
+            for written in behind:
+                written.result()
         target.mux(encoder.encode())
         bar.close()
     return count
+
+
+class Decoded(NamedTuple):
+    """A frame of the input, upright."""
+
+    pixels: np.ndarray
+    pts: int | None
+    time_base: Fraction | None
+
+
+def _items(
+    source: av.container.InputContainer, pictures: av.VideoStream, sound: list[av.AudioStream]
+) -> "Iterator[av.Packet | Decoded]":
+    """Decoded frames and undecoded sound in the order in which the file has them."""
+    for packet in source.demux([pictures, *sound]):
+        if packet.stream.index != pictures.index:
+            if packet.dts is not None:
+                yield packet
+            continue
+        for frame in packet.decode():
+            yield Decoded(_upright(frame), frame.pts, frame.time_base)
 
 
 def first_frame(video: Path) -> np.ndarray:
