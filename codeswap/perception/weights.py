@@ -173,7 +173,10 @@ def report(folder: Path, rehash: bool) -> list[Line]:
         if role.architecture is None:
             text += ["    no reader here"]
         elif path.suffix in PICKLES:
-            text += [f"    codeswap weights convert {role.architecture} {path}"]
+            # LPIPS is made of two files, whichever of them is looked at
+            both = [one.file for one in OFFICIAL if one.architecture == role.architecture]
+            places = " ".join(str(path.with_name(name)) for name in both)
+            text += [f"    codeswap weights convert {role.architecture} {places}"]
         else:
             text += [f"    architecture: {role.architecture}"]
         text += [f"    sha256 {role.sha256 or 'unknown'}; {role.licence}; {role.source}"]
