@@ -59,7 +59,7 @@ def codebook_step(config: "CodebookTraining", vqgan: VQGAN, judge: nn.Module, de
 def swap_step(
     config: "SwapTraining", vqgan: VQGAN, fusion: Fusion, judge: nn.Module | None, device: str = "meta"
 ) -> Step:
-    """Stage 2: both encodings, the fusion, both decodings; second passes and triplets as often as `config` says."""
+    """Stage 2: both encodings, the fusion, both decodings; second passes, triplets and true swaps as `config` says."""
     vqgan, fusion = _copies(device, vqgan, fusion)
     vqgan.requires_grad_(False)
     if fusion.variant == "gumbel":
@@ -77,6 +77,10 @@ def swap_step(
             parts += [part for part in second_pass(fusion, first, z_b, vqgan.codebook.weight) if part is not None]
         torch.stack([part.sum() for part in parts]).sum().backward()
 
+    def truths() -> None:
+        with torch.no_grad():
+            vqgan.encode(image)
+
     cycled = config.cycle_share if config.weights.cycle or config.cycle_weights else 0.0
     late = _late(config.adversarial, config.adversarial_from, config.samples) if judges else 0.0
     pieces = [
@@ -84,6 +88,7 @@ def swap_step(
         Piece(lambda: swap(2, again=False), 1 - cycled),
         Piece(lambda: swap(1, again=False), config.triplets.share),
         Piece(lambda: _adversary(judges[0], image), 2 * late),
+        Piece(truths, 2.0 if config.truth else 0.0),
     ]
     return Step(pieces, [fusion, *judges], [vqgan])
 
