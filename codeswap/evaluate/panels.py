@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
+from codeswap.data.faces import to_float
 from codeswap.data.pictures import grid, save_png, to_bytes
 from codeswap.evaluate.judges import Judges
 from codeswap.evaluate.methods import Batch, Pictures
@@ -50,7 +51,7 @@ def robustness_grid(model: CodeSwap, images: Image, scale: int) -> PILImage.Imag
     """Fig. 3: faces and bad pictures of them, as they are and through the codebook."""
     pixels = to_bytes(images).permute(0, 2, 3, 1).numpy()
     bad = torch.from_numpy(np.stack([degraded(crop) for crop in pixels])).permute(0, 3, 1, 2)
-    bad = (bad.float() / 127.5 - 1).to(images)
+    bad = to_float(bad).to(images)
     rows = [images, through_codes(model, images), bad, through_codes(model, bad)]
     return grid(rows, ["face", "through the codebook", "bad picture", "bad picture, codebook"], scale=scale)
 

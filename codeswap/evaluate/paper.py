@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from codeswap.evaluate.results import Estimate, Evaluation, comparable
+from codeswap.evaluate.results import Estimate, Evaluation, comparable, measure, measured
 from codeswap.evaluate.tables import METHODS, PAPER_TABLE_3, VARIANTS, Table, cell
 
 RIVALS = ("FSGAN", "MegaFS", "SimSwap", "InfoSwap", "BlendFace", "DiffSwap", "E4S")
@@ -78,11 +78,8 @@ def _cells(estimates: Mapping[str, Estimate], frechet_name: str) -> list[str]:
 
 def frechet(evaluation: Evaluation) -> tuple[str, str]:
     """Title and name of the evaluation's distance between distributions: FID only where it is one."""
-    names = {name for estimates in evaluation.methods.values() for name in estimates}
-    found = sorted(name for name in names if name == "fid" or name.startswith("fd_"))
-    if not found:
-        return "FID", "fid"
-    return ("FID" if found[0] == "fid" else f"FD ({found[0][3:]})"), found[0]
+    name = next(iter(measured([evaluation], ["fd"])), "fid")
+    return measure(name).title, name
 
 
 def rival_of(name: str) -> str | None:

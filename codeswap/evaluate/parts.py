@@ -67,7 +67,7 @@ class Parts:
 
     def scores(self) -> pa.Table:
         """All parts' rows without features, in the order of the pair list within each method."""
-        tables = [self._read(number, features=False) for number in range(len(self.ranges))]
+        tables = [self._read(number) for number in range(len(self.ranges))]
         return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
 
     def features(self, method: str) -> Iterator[np.ndarray]:
@@ -86,7 +86,6 @@ class Parts:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.parquet"
 
-    def _read(self, number: int, features: bool) -> pa.Table:
-        schema = pq.read_schema(self._path(number))
-        names = [name for name in schema.names if features or name != FEATURES]
+    def _read(self, number: int) -> pa.Table:
+        names = [name for name in pq.read_schema(self._path(number)).names if name != FEATURES]
         return pq.read_table(self._path(number), columns=names)

@@ -99,8 +99,10 @@ def evaluate(
     print(f"{testset}: {fresh} pairs scored, {fresh / (time.monotonic() - begun):.1f} pairs/s", flush=True)
     scores = ScoreTable.read(parts.scores(), len(pair_list.gallery))
     methods = {name: scores.estimates(name, pair_list.seed, config.resamples) for name in scores.methods}
+    targets = _Features.read(parts, "copy_target")
     for name in methods:
-        methods[name] |= _distances(parts, name, judges, pair_list.seed)
+        if targets is not None and (found := _Features.read(parts, name)) is not None:
+            methods[name] |= _distances(found, targets, judges, pair_list.seed)
     clips = temporal.clips(pair_list, faces.manifest, config.clips)
     for name, rows in _steadiness(model, judges, pairs, clips, config).items():
         methods[name] |= temporal.estimates(rows, pair_list.seed, config.resamples)
@@ -132,34 +134,31 @@ def evaluate(
     return evaluation
 
 
-def _distances(parts: Parts, method: str, judges: Judges, seed: int) -> dict[str, Estimate]:
+class _Features(NamedTuple):
+    """A method's features: their moments, and the first of them, as many as a kernel distance takes."""
+
+    moments: FeatureMoments
+    some: Tensor
+
+    @classmethod
+    def read(cls, parts: Parts, method: str) -> "_Features | None":
+        """None for fewer than two pictures."""
+        moments, rows, taken = FeatureMoments(), [], 0
+        for part in parts.features(method):
+            moments.add(torch.from_numpy(part))
+            rows.append(part[: KERNEL_FEATURES - taken])
+            taken += len(rows[-1])
+        return None if moments.count < 2 else cls(moments, torch.from_numpy(np.concatenate(rows)))
+
+
+def _distances(found: _Features, targets: _Features, judges: Judges, seed: int) -> dict[str, Estimate]:
     """Frechet and kernel distance of a method's pictures to the targets, by the `features` network."""
-    moments = {name: FeatureMoments() for name in (method, "copy_target")}
-    for name, found in moments.items():
-        for rows in parts.features(name):
-            found.add(torch.from_numpy(rows))
-    n = moments[method].count
-    if n < 2:
-        return {}
-    frechet = frechet_distance(moments[method], moments["copy_target"])
-    few = [_some(parts, name) for name in (method, "copy_target")]
-    kernel, deviation = kernel_distance(*few, seed)
-    interval = (kernel - 2 * deviation, kernel + 2 * deviation)
+    kernel, deviation = kernel_distance(found.some, targets.some, seed)
+    n = min(len(found.some), len(targets.some))
     return {
-        judges.frechet_name: Estimate(value=frechet, n=n),
-        judges.kernel_name: Estimate(value=kernel, low=interval[0], high=interval[1], n=min(len(x) for x in few)),
+        judges.frechet_name: Estimate(value=frechet_distance(found.moments, targets.moments), n=found.moments.count),
+        judges.kernel_name: Estimate(value=kernel, low=kernel - 2 * deviation, high=kernel + 2 * deviation, n=n),
     }
-
-
-def _some(parts: Parts, method: str) -> Tensor:
-    """The first features of a method, as many as a kernel distance takes."""
-    taken, rows = 0, []
-    for part in parts.features(method):
-        rows.append(part[: KERNEL_FEATURES - taken])
-        taken += len(rows[-1])
-        if taken >= KERNEL_FEATURES:
-            break
-    return torch.from_numpy(np.concatenate(rows))
 
 
 def _rivals(config: EvaluateConfig, testset: str, pairs: Pairs) -> dict[str, Rival]:

@@ -13,7 +13,6 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from codeswap.perception.roles import sha256_of
 
@@ -68,10 +67,7 @@ def convert(architecture: str, files: Sequence[Path], out: Path) -> None:
         "original_sha256": sha256_of(files[0]),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, partial, metadata={_NOTE: json.dumps(note, sort_keys=True)})
-    partial.replace(out)
+    packaged.save(network, out, {_NOTE: json.dumps(note, sort_keys=True)})
 
 
 def note_of(path: Path) -> dict[str, object]:

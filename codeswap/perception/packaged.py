@@ -110,10 +110,10 @@ def _known(architecture: str) -> None:
         raise ValueError(f"there is no packaged architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}")
 
 
-def save(network: nn.Module, path: Path) -> None:
+def save(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a network of `build` as one safetensors file that `build` reads again; whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, metadata)
     partial.replace(path)
 
 

@@ -5,7 +5,6 @@ A request has pictures in base64, `a` and `b` of each row; the answer has `ab` a
 """
 
 import base64
-import io
 import os
 import shutil
 import tempfile
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from PIL import Image as PILImage
 
 from codeswap.train.tracking import EXPERIMENT, OFF, store_uri
 from codeswap.use import photographs
@@ -24,7 +22,7 @@ from codeswap.use.errors import MissingModelError
 from codeswap.use.examples import examples
 from codeswap.use.loading import load_detector, load_swapper
 from codeswap.use.output import encode_picture
-from codeswap.use.service import picture_of
+from codeswap.use.service import picture_of, png_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,12 +52,9 @@ class CodeSwapModel(PythonModel):
     def _swapped(self, a: str, b: str, aligned: bool) -> tuple[str, str | None]:
         names, size = ("picture a", "picture b"), self._swapper.size
         pictures = [picture_of(_url(text), name, _MOST_PIXELS) for text, name in zip((a, b), "ab", strict=True)]
-        faces = [
-            photographs.aligned(name, picture, size)
-            if aligned
-            else photographs.find(name, picture, self._detector, size, None)
-            for name, picture in zip(names, pictures, strict=True)
-        ]
+        finder = None if aligned else self._detector
+        named = zip(names, pictures, strict=True)
+        faces = [photographs.face_in(name, picture, finder, size) for name, picture in named]
         found = self._swapper.swap(faces[0].crop, faces[1].crop)
         ab = photographs.paste(pictures[1], faces[1], found.naive_ab, found.mask_b, False)
         if found.naive_ba is None:
@@ -80,12 +75,8 @@ def example(size: int) -> "pd.DataFrame":
     """A request: two rendered faces of nobody."""
     import pandas as pd
 
-    rows = []
-    for pixels in examples(size, 2):
-        out = io.BytesIO()
-        PILImage.fromarray(pixels).save(out, "PNG")
-        rows.append(base64.b64encode(out.getvalue()).decode())
-    return pd.DataFrame([rows], columns=["a", "b"])
+    row = [base64.b64encode(png_of(pixels)).decode() for pixels in examples(size, 2)]
+    return pd.DataFrame([row], columns=["a", "b"])
 
 
 def register(models: Path, variant: str, metrics: Mapping[str, float]) -> str | None:

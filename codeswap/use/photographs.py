@@ -44,9 +44,14 @@ def read(path: Path) -> np.ndarray:
 def face_of(path: Path, detector: MTCNN | None, size: int, choice: int | Like | None) -> tuple[np.ndarray, Face]:
     """A photograph and its face; without a detector it is an aligned crop already. Raises UseError."""
     pixels = read(path)
-    if detector is None:
-        return pixels, aligned(path, pixels, size)
-    return pixels, find(path, pixels, detector, size, choice)
+    return pixels, face_in(path, pixels, detector, size, choice)
+
+
+def face_in(
+    name: Path | str, pixels: np.ndarray, detector: MTCNN | None, size: int, choice: int | Like | None = None
+) -> Face:
+    """The face of a picture called `name` in what is said; without a detector it is an aligned crop already."""
+    return aligned(name, pixels, size) if detector is None else find(name, pixels, detector, size, choice)
 
 
 def aligned(path: Path | str, pixels: np.ndarray, size: int) -> Face:

@@ -124,13 +124,9 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
                 "there is no face detector here: send aligned crops, or `codeswap weights fetch --only mtcnn`"
             )
         pictures = [picture_of(text, name, limits.pixels) for text, name in ((pair.a, "A"), (pair.b, "B"))]
-        found = [
-            photographs.aligned(name, picture, swapper.size)
-            if pair.aligned
-            else photographs.find(name, picture, detector, swapper.size, None)
-            for name, picture in zip(("picture A", "picture B"), pictures, strict=True)
-        ]
-        return pictures, found
+        finder = None if pair.aligned else detector
+        named = zip(("picture A", "picture B"), pictures, strict=True)
+        return pictures, [photographs.face_in(name, picture, finder, swapper.size) for name, picture in named]
 
     def marked(pixels: np.ndarray) -> str:
         return data_url(encode_picture(pixels, ".png", "swap.png", swapper.facts))
@@ -147,7 +143,7 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
     @app.get("/api/examples", dependencies=guard)
     def some() -> list[str]:
         """Rendered faces of nobody, aligned crops, to try it with."""
-        return [data_url(_png(pixels)) for pixels in examples(EXAMPLE)]
+        return [data_url(png_of(pixels)) for pixels in examples(EXAMPLE)]
 
     @app.post("/api/swap", dependencies=guard)
     def swap(pair: Pair) -> Swapped:
@@ -164,8 +160,8 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
             ba=None if ba is None else marked(ba),
             mask_b=_mask(found.mask_b),
             mask_a=_mask(found.mask_a),
-            face_a=data_url(_png(faces[0].crop)),
-            face_b=data_url(_png(faces[1].crop)),
+            face_a=data_url(png_of(faces[0].crop)),
+            face_b=data_url(png_of(faces[1].crop)),
         )
 
     @app.post("/api/region", dependencies=guard)
@@ -215,14 +211,15 @@ def data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png_of(pixels: np.ndarray) -> bytes:
+    """An unmarked PNG: of inputs and masks, in which nothing is generated."""
     out = io.BytesIO()
     PILImage.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 
 def _mask(mask: np.ndarray | None) -> str | None:
-    return None if mask is None else data_url(_png(np.rint(mask * 255).astype(np.uint8)))
+    return None if mask is None else data_url(png_of(np.rint(mask * 255).astype(np.uint8)))
 
 
 def _refused(code: int, why: str) -> JSONResponse:
