@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,7 +73,33 @@ class ConvUp(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self._by_quarters(x)
+
+    def _by_quarters(self, x: Tensor) -> Tensor:
+        """The same in 4/9 of the FLOPs: every second pixel of a row and column sees 2x2 of `x`, some weights added."""
+        height, width = x.shape[2:]
+        by_row = _of_pixels_seen(self.conv.weight.transpose(2, 3))
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        form = torch.channels_last if last else torch.contiguous_format
+        out = None
+        for top in (0, 1):
+            by_column = _of_pixels_seen(by_row[top].transpose(2, 3))
+            for left in (0, 1):
+                weight = by_column[left].contiguous(memory_format=form)
+                part = F.conv2d(x, weight, self.conv.bias, padding=1)[..., top : top + height, left : left + width]
+                if out is None:
+                    size = (*part.shape[:2], 2 * height, 2 * width)
+                    out = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=form)
+                out[..., top::2, left::2] = part
+        return out
+
+
+def _of_pixels_seen(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., 3) weights on repeated pixels -> (..., 2) on the pixels themselves, for even and for odd places."""
+    before, here, after = weight.unbind(-1)
+    return torch.stack([before, here + after], -1), torch.stack([before + here, after], -1)
 
 
 class ShuffleDown(nn.Module):

@@ -20,6 +20,7 @@ from codeswap.perception.roles import PerceptionError, load
 from codeswap.perception.weights import default_folder
 from codeswap.types import Image, Swap
 from codeswap.use.errors import MissingModelError
+from codeswap.use.memory import keep_freed_memory
 
 RELEASE = "release"  # below the models' folder: what is committed with the project
 
@@ -44,13 +45,14 @@ class Swapper:
     """
 
     def __init__(self, model: CodeSwap, facts: dict[str, str], device: torch.device) -> None:
-        self.model, self.facts, self._device = model.to(device).eval(), facts, device
+        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.facts, self._device = facts, device
         config = model.vqgan.config
         self.size, self.cell, self.grid = config.image_size, config.downsample, config.grid
 
     def tensor(self, *crops: np.ndarray) -> Image:
         """Aligned uint8 (size, size, 3) crops as images in [-1, 1] on the model's device."""
-        return to_float(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self._device))
+        return to_float(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self._device))  # channels last already
 
     @torch.inference_mode()
     def swap_region(self, a: np.ndarray, b: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -106,6 +108,7 @@ def load_swapper(models: Path, variant: str) -> Swapper:
         facts = {kind: str(read_model(folder, kind).card["weights_sha256"]) for kind, folder in parts}
     except StoredModelError as error:
         raise MissingModelError(str(error)) from None
+    keep_freed_memory()
     return Swapper(model, facts, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
