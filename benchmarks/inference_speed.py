@@ -31,10 +31,10 @@ from codeswap.perception.mtcnn import largest
 from codeswap.train.codebook import CodebookParams
 from codeswap.train.mask import MaskParams
 from codeswap.train.swap import SwapParams
-from codeswap.use.commands import Tools, swap_pair
 from codeswap.use.export import export
 from codeswap.use.loading import Swapper, load_detector
 from codeswap.use.memory import keep_freed_memory
+from codeswap.use.pairs import Tools, swap_pair
 from codeswap.use.photographs import Face, paste, read
 
 

@@ -16,7 +16,7 @@ from codeswap.data.faces import Faces
 from codeswap.models.codeswap import load_codeswap
 from codeswap.types import Detection
 from codeswap.use import commands, credentials, photographs, watermark
-from codeswap.use.errors import MissingModelError, NoFaceError
+from codeswap.use.errors import MissingModelError, NoFaceError, UnfitFaceError
 from codeswap.use.loading import load_identity
 from codeswap.use.output import MIME
 from codeswap.use.photographs import Face, paste
@@ -169,11 +169,29 @@ def test_the_face_is_chosen_from_the_left_or_the_largest() -> None:
     for position, x in at.items():
         face = photographs.find(Path("p.png"), picture, detector, 32, position)
         assert np.allclose(face.quad, quad_of(_face(x, {250: 60, 40: 80}[x], {250: 120, 40: 60}[x]).points))
-    for position, words in {2: "the face is 10 px, at least 24", 4: "no face 4; 3 were found", 0: "no face 0"}.items():
+    for position, words in {4: "no face 4; 3 were found", 0: "no face 0"}.items():
         with pytest.raises(NoFaceError, match=words):
             photographs.find(Path("p.png"), picture, detector, 32, position)
+    with pytest.raises(UnfitFaceError, match="the face is 10 px, at least 24"):
+        photographs.find(Path("p.png"), picture, detector, 32, 2)
     with pytest.raises(NoFaceError, match=r"p\.png: no face was found"):
         photographs.find(Path("p.png"), picture, Finds(), 32, None)
+
+
+@pytest.mark.parametrize("degrees", [-80, -30, 0, 40, 75])
+def test_a_face_seen_from_the_side_is_refused(degrees: float) -> None:
+    """Points of a head in proportions of a face (nose .6 of the eyes' distance before them), turned and projected."""
+    head = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0, 0.5, 0.6], [-0.4, 1, 0.1], [0.4, 1, 0.1]])
+    yaw = np.deg2rad(degrees)
+    x = head[:, 0] * np.cos(yaw) + head[:, 2] * np.sin(yaw)
+    points = np.stack([x, head[:, 1]], axis=1) * 60 + [150, 100]
+    detector = Finds(Detection(np.array([90, 60, 210, 180]), 0.99, points))
+    picture = np.zeros((300, 300, 3), np.uint8)
+    if abs(degrees) < 60:
+        assert photographs.find("p.png", picture, detector, 32, None).crop.shape == (32, 32, 3)
+    else:
+        with pytest.raises(UnfitFaceError, match=r"p\.png: the face is seen from the side"):
+            photographs.find("p.png", picture, detector, 32, None)
 
 
 def test_the_face_is_chosen_by_a_picture_of_the_person(trained: Path, tmp_path: Path) -> None:
@@ -265,6 +283,33 @@ def test_two_folders_are_paired_by_name_and_nothing_is_overwritten(
     names = {f"{a}-{n}_on_{b}-{n}.png" for a, b in (("ann", "bob"), ("bob", "ann")) for n in (1, 2)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert not np.array_equal(pixels(tmp_path / "out/ann-1_on_bob-1.png"), pixels(tmp_path / "out/bob-1_on_ann-1.png"))
+    globbed = (tmp_path / "ann" / "*.png", tmp_path / "bob" / "[12]*", "--aligned", "--no-marks", "--batch", 1)
+    assert "2 of 2 pairs" in swap(trained, *globbed, "-o", tmp_path / "one").output
+    for name in names:  # one pair in a pass gives what both in one gave
+        np.testing.assert_allclose(
+            pixels(tmp_path / "one" / name).astype(int), pixels(tmp_path / "out" / name), atol=1, err_msg=name
+        )
     (tmp_path / "none").mkdir()
-    done = swap(trained, tmp_path / "ann", tmp_path / "none", "--aligned")
-    assert done.exit_code == 4 and "hold no pictures of the same names" in done.output
+    (tmp_path / "other").mkdir()
+    shutil.copyfile(crops[0], tmp_path / "other" / "9.png")
+    for place, words in {"none": "holds no pictures", "nowhere*": "holds no pictures", "other": "same names"}.items():
+        done = swap(trained, tmp_path / "ann", tmp_path / place, "--aligned")
+        assert done.exit_code == 4 and words in done.output, place
+    done = swap(trained, tmp_path / "ann", tmp_path / "bob", "--aligned", "--face-a", 1)
+    assert done.exit_code == 2 and "take two photographs" in done.output
+
+
+def test_one_photograph_is_swapped_with_each_of_a_folder_and_halves_are_done_again(
+    trained: Path, crops: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "many").mkdir()
+    for number in (1, 2, 3):
+        shutil.copyfile(crops[1], tmp_path / "many" / f"{number}.png")
+    arguments = (crops[0], tmp_path / "many", "--aligned", "--no-marks", "-o", tmp_path / "out")
+    assert "3 of 3 pairs" in swap(trained, *arguments).output
+    results = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert {path.name for path in results} == {f"{x}.png" for n in "123" for x in (f"ann_on_{n}", f"{n}_on_ann")}
+    (tmp_path / "out/2_on_ann.png").unlink()  # killed between the two
+    assert swap(trained, *arguments).exit_code == 0
+    again = {path.name for path, time in results.items() if path.stat().st_mtime_ns != time}
+    assert again == {"ann_on_2.png", "2_on_ann.png"}

@@ -1,5 +1,6 @@
 """A person put on a video: every frame there at its time, sound kept, cuts and gaps survived, marked."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -141,6 +142,34 @@ def test_what_is_no_video_or_shows_no_face_is_said_and_nothing_is_left(trained, 
     with pytest.raises(UnreadableError, match="does not exist"):
         put(trained, tmp_path / "none.mp4", tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*partial*"))
+
+
+def test_a_video_without_an_end_is_refused_and_one_that_breaks_off_keeps_what_there_is(
+    trained: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "camera.mp4")
+    with pytest.raises(UnreadableError, match=r"camera\.mp4 is no file: a pipe or a camera has no end"):
+        put(trained, tmp_path / "camera.mp4", tmp_path / "out.mp4")
+    silent, damaged = tmp_path / "silent.mkv", tmp_path / "damaged.mp4"
+    for path, options in ((silent, {}), (damaged, {"movflags": "faststart"})):
+        with av.open(str(video)) as source, av.open(str(path), "w", options=options) as target:
+            copy = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    target.mux(packet)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) * 6 // 10])
+    report = put(trained, silent, tmp_path / "out.mp4", mark=False)
+    assert 3 < report.frames < FRAMES and "breaks off after" in report.broken
+    with av.open(str(tmp_path / "out.mp4")) as written:
+        assert sum(1 for _ in written.decode(video=0)) == report.frames
+    report = put(trained, damaged, tmp_path / "damaged_out.mp4", mark=False)
+    assert 3 < report.frames < FRAMES and "damaged after" in report.broken
+    monkeypatch.setattr(commands, "load_detector", lambda folder: FindsPastedFaces())
+    monkeypatch.setattr(commands, "swap_onto_video", lambda *_: report)
+    done = CliRunner().invoke(app, ["swap", "a.png", str(damaged), "--models", str(trained / "models")])
+    assert done.exit_code == commands.SOME_FAILED and "damaged after" in done.output
 
 
 def test_the_command_takes_a_video(trained: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,10 +78,10 @@ class MTCNN(nn.Module):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected an RGB uint8 image (h, w, 3), found {image.dtype} {image.shape}")
         device = self.pnet.get_submodule("conv1").weight.device
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
         shrink = min(1.0, self.longest_side / max(image.shape[:2]))
-        if shrink < 1:
-            pixels = _area(pixels, round(image.shape[0] * shrink), round(image.shape[1] * shrink))
+        height, width = (round(side * shrink) for side in image.shape[:2])
+        channels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[:, None, None]
+        pixels = torch.cat([_area(channel.float(), height, width) for channel in channels], dim=1)  # large ones in turn
         boxes = self._propose(pixels)
         boxes, scores, move, _ = self._judge(pixels, boxes, self.rnet, 24, self.thresholds[1])
         keep = suppress(boxes, scores, OVERLAP)  # before the boxes move: moved ones agree, and too few would be left

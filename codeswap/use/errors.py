@@ -28,6 +28,12 @@ class UnreadableError(UseError):
 
 
 class NoFaceError(UseError):
-    """No face, not the one that was asked for, or one too small to be worth it."""
+    """No face, or not the one that was asked for."""
 
     code = 5
+
+
+class UnfitFaceError(UseError):
+    """A face too small, seen from the side, or one that cannot be aligned."""
+
+    code = 7

@@ -1,6 +1,6 @@
 """Trained models and the face detector, from the folders where they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class Swapper:
     """A trained CodeSwap.
 
     `size` is the side of its crops and `cell` that of a token in them, in pixels, `grid` the tokens on a side; `facts`
-    name its weights, for the marks of what it makes.
+    name its weights, for the marks of what it makes; `one_sided` makes no swap of b onto a (w/o S).
     """
 
     def __init__(self, model: CodeSwap, facts: dict[str, str], device: torch.device) -> None:
@@ -49,6 +49,7 @@ class Swapper:
         self.facts, self._device = facts, device
         config = model.vqgan.config
         self.size, self.cell, self.grid = config.image_size, config.downsample, config.grid
+        self.one_sided = model.fusion.one_sided
 
     def tensor(self, *crops: np.ndarray) -> Image:
         """Aligned uint8 (size, size, 3) crops as images in [-1, 1] on the model's device."""
@@ -58,23 +59,31 @@ class Swapper:
     def swap_region(self, a: np.ndarray, b: np.ndarray, region: np.ndarray) -> np.ndarray:
         """b's crop with the identity of a inside `region` (s, s) only (Fig. 8), blended already; uint8 (s, s, 3)."""
         inside = torch.from_numpy(region.astype(np.float32))[None, None].to(self._device)
-        return _pixels(swap_region(self.model, self.tensor(a), self.tensor(b), inside))
+        return _pixels(swap_region(self.model, self.tensor(a), self.tensor(b), inside)[0])
 
     @torch.inference_mode()
+    def swap_all(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[SwappedCrops]:
+        """Both directions of pairs of aligned uint8 (size, size, 3) crops in one pass."""
+        found: Swap = self.model.swap(*(self.tensor(*side) for side in zip(*pairs, strict=True)))
+        images, masks = (found.naive_ab, found.naive_ba), (found.mask_b, found.mask_a)
+        columns = [*(_each(_pixels, x, len(pairs)) for x in images), *(_each(_numbers, x, len(pairs)) for x in masks)]
+        return [SwappedCrops(*row) for row in zip(*columns, strict=True)]
+
     def swap(self, a: np.ndarray, b: np.ndarray) -> SwappedCrops:
-        """Both directions of one pair of aligned uint8 (size, size, 3) crops in one pass."""
-        found: Swap = self.model.swap(self.tensor(a), self.tensor(b))
-        return SwappedCrops(
-            _pixels(found.naive_ab), _pixels(found.naive_ba), _numbers(found.mask_b), _numbers(found.mask_a)
-        )
+        """Both directions of one pair."""
+        return self.swap_all([(a, b)])[0]
 
 
-def _pixels(image: Tensor | None) -> np.ndarray | None:
-    return None if image is None else to_bytes(image)[0].permute(1, 2, 0).numpy()
+def _each(convert: Callable[[Tensor], np.ndarray], batch: Tensor | None, count: int) -> list[np.ndarray] | list[None]:
+    return [None] * count if batch is None else [convert(one) for one in batch]
 
 
-def _numbers(mask: Tensor | None) -> np.ndarray | None:
-    return None if mask is None else mask[0, 0].float().cpu().numpy()
+def _pixels(image: Tensor) -> np.ndarray:
+    return to_bytes(image).permute(1, 2, 0).numpy()
+
+
+def _numbers(mask: Tensor) -> np.ndarray:
+    return mask[0].float().cpu().numpy()
 
 
 def load_swapper(models: Path, variant: str) -> Swapper:

@@ -17,12 +17,13 @@ import numpy as np
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from codeswap.train.tracking import EXPERIMENT, OFF, store_uri
-from codeswap.use import photographs
 from codeswap.use.errors import MissingModelError
 from codeswap.use.examples import examples
 from codeswap.use.loading import load_detector, load_swapper
 from codeswap.use.output import encode_picture
+from codeswap.use.photographs import Portrait, face_in
 from codeswap.use.service import picture_of, png_of
+from codeswap.use.swapping import swap_portraits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,18 +51,12 @@ class CodeSwapModel(PythonModel):
         return pd.DataFrame(rows, columns=["ab", "ba"])
 
     def _swapped(self, a: str, b: str, aligned: bool) -> tuple[str, str | None]:
-        names, size = ("picture a", "picture b"), self._swapper.size
-        pictures = [picture_of(_url(text), name, _MOST_PIXELS) for text, name in zip((a, b), "ab", strict=True)]
-        finder = None if aligned else self._detector
-        named = zip(names, pictures, strict=True)
-        faces = [photographs.face_in(name, picture, finder, size) for name, picture in named]
-        found = self._swapper.swap(faces[0].crop, faces[1].crop)
-        ab = photographs.paste(pictures[1], faces[1], found.naive_ab, found.mask_b, False)
-        if found.naive_ba is None:
-            return self._encoded(ab), None
-        return self._encoded(ab), self._encoded(
-            photographs.paste(pictures[0], faces[0], found.naive_ba, found.mask_a, False)
-        )
+        finder, pair = None if aligned else self._detector, []
+        for text, name in ((a, "a"), (b, "b")):
+            pixels = picture_of(_url(text), name, _MOST_PIXELS)
+            pair.append(Portrait(pixels, face_in(f"picture {name}", pixels, finder, self._swapper.size)))
+        (found,) = swap_portraits(self._swapper, [tuple(pair)])
+        return self._encoded(found.ab), None if found.ba is None else self._encoded(found.ba)
 
     def _encoded(self, pixels: np.ndarray) -> str:
         return base64.b64encode(encode_picture(pixels, ".png", "swap.png", self._swapper.facts)).decode()

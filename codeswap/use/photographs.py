@@ -11,9 +11,11 @@ from codeswap.data.align import align, crop_transform, quad_of, resized
 from codeswap.data.records import UnusableError, read_picture
 from codeswap.perception.mtcnn import MTCNN, largest
 from codeswap.types import Detection
-from codeswap.use.errors import NoFaceError, UnreadableError
+from codeswap.use.errors import NoFaceError, UnfitFaceError, UnreadableError
 
 SMALLEST = 24  # pixels: a smaller face has nothing to give
+PROFILE = 0.6  # how far the nose may stand from the eyes' middle, in distances of the eyes (docs/log.md)
+STRIP = 1024  # rows pasted at a time
 SEAM = 0.08  # of the crop's side, over which it fades out at its border
 
 
@@ -22,6 +24,13 @@ class Face(NamedTuple):
 
     quad: np.ndarray
     crop: np.ndarray
+
+
+class Portrait(NamedTuple):
+    """A photograph, uint8 (h, w, 3), and its face."""
+
+    pixels: np.ndarray
+    face: Face
 
 
 class Like(NamedTuple):
@@ -41,10 +50,10 @@ def read(path: Path) -> np.ndarray:
         raise UnreadableError(f"{path} cannot be read as a picture ({error.detail})") from None
 
 
-def face_of(path: Path, detector: MTCNN | None, size: int, choice: int | Like | None) -> tuple[np.ndarray, Face]:
+def portrait(path: Path, detector: MTCNN | None, size: int, choice: int | Like | None) -> Portrait:
     """A photograph and its face; without a detector it is an aligned crop already. Raises UseError."""
     pixels = read(path)
-    return pixels, face_in(path, pixels, detector, size, choice)
+    return Portrait(pixels, face_in(path, pixels, detector, size, choice))
 
 
 def face_in(
@@ -66,7 +75,7 @@ def aligned(path: Path | str, pixels: np.ndarray, size: int) -> Face:
 def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, size: int, choice: int | Like | None) -> Face:
     """The face at a position from the left (from 1), or most like another; without `choice` the largest sure one.
 
-    Raises NoFaceError.
+    Raises NoFaceError, UnfitFaceError.
     """
     found = sorted(detector.detect(pixels), key=lambda face: face.box[0])
     if not found:
@@ -74,7 +83,7 @@ def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, size: int, choic
     if isinstance(choice, int) and not 1 <= choice <= len(found):
         raise NoFaceError(f"{path}: there is no face {choice}; {len(found)} were found, counted from the left from 1")
     if isinstance(choice, Like):
-        large = [face for face in found if face.side >= SMALLEST] or found
+        large = [face for face in found if face.side >= SMALLEST and not in_profile(face.points)] or found
         faces = [_aligned(path, pixels, face, size) for face in large]
         vectors = choice.embed(np.stack([choice.crop, *(face.crop for face in faces)]))
         return faces[int(np.argmax(vectors[1:] @ vectors[0]))]
@@ -83,12 +92,21 @@ def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, size: int, choic
 
 def _aligned(path: Path | str, pixels: np.ndarray, face: Detection, size: int) -> Face:
     if face.side < SMALLEST:
-        raise NoFaceError(f"{path}: the face is {face.side:.0f} px, at least {SMALLEST} are needed")
+        raise UnfitFaceError(f"{path}: the face is {face.side:.0f} px, at least {SMALLEST} are needed")
+    if in_profile(face.points):
+        raise UnfitFaceError(f"{path}: the face is seen from the side; choose another, or a picture with both eyes")
     try:
         quad = quad_of(face.points)
         return Face(quad, align(pixels, quad, size).pixels)
     except ValueError as error:
-        raise NoFaceError(f"{path}: the face cannot be aligned ({error})") from None
+        raise UnfitFaceError(f"{path}: the face cannot be aligned ({error})") from None
+
+
+def in_profile(points: np.ndarray) -> bool:
+    """Whether the (5, 2) points of a detected face show it from the side, where no method here was trained."""
+    eyes = points[1] - points[0]
+    nose = points[2] - (points[0] + points[1]) / 2
+    return bool(abs(nose @ eyes) > PROFILE * (eyes @ eyes))
 
 
 def paste(
@@ -108,10 +126,20 @@ def paste(
         size = max(round(side), 2)
         swapped = resized(swapped, size)
         weight = np.asarray(PILImage.fromarray(weight.astype(np.float32)).resize((size, size), PILImage.Resampling.BOX))
-    inside = _warped(PILImage.fromarray(weight.astype(np.float32)), face.quad, picture.shape)[..., None]
-    colours = _warped(PILImage.fromarray(swapped), face.quad, picture.shape).astype(np.float32)
-    blended = picture * (1 - inside) + colours * inside
-    return np.where(inside > 0, np.clip(np.rint(blended), 0, 255), picture).astype(np.uint8)
+    result = picture.copy()
+    low = np.maximum(np.floor(face.quad.min(axis=0)).astype(int), 0)
+    high = np.ceil(face.quad.max(axis=0)).astype(int) + 1
+    swapped, weight = PILImage.fromarray(swapped), PILImage.fromarray(weight.astype(np.float32))
+    for top in range(low[1], min(high[1], len(result)), STRIP):  # a large photograph needs no more memory than strips
+        part = result[top : min(top + STRIP, high[1]), low[0] : high[0]]
+        if not part.size:
+            break
+        quad = face.quad - [low[0], top]
+        inside = _warped(weight, quad, part.shape)[..., None]
+        colours = _warped(swapped, quad, part.shape).astype(np.float32)
+        blended = part * (1 - inside) + colours * inside
+        part[:] = np.where(inside > 0, np.clip(np.rint(blended), 0, 255), part)
+    return result
 
 
 def _warped(crop: PILImage.Image, quad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -32,7 +32,8 @@ from codeswap.use.errors import UnreadableError, UseError
 from codeswap.use.examples import examples
 from codeswap.use.loading import Swapper
 from codeswap.use.output import encode_picture
-from codeswap.use.photographs import Face
+from codeswap.use.photographs import Portrait
+from codeswap.use.swapping import swap_portraits
 
 PAGE = "pages/swap.html"
 EXAMPLE = 256  # pixels of an example: large enough for the watermark
@@ -118,7 +119,7 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
     async def told(request: Request, error: UseError) -> JSONResponse:
         return _refused(422, str(error))
 
-    def read(pair: Pair) -> tuple[list[np.ndarray], list[Face]]:
+    def read(pair: Pair) -> list[Portrait]:
         if detector is None and not pair.aligned:
             raise UnreadableError(
                 "there is no face detector here: send aligned crops, or `codeswap weights fetch --only mtcnn`"
@@ -126,7 +127,7 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
         pictures = [picture_of(text, name, limits.pixels) for text, name in ((pair.a, "A"), (pair.b, "B"))]
         finder = None if pair.aligned else detector
         named = zip(("picture A", "picture B"), pictures, strict=True)
-        return pictures, [photographs.face_in(name, picture, finder, swapper.size) for name, picture in named]
+        return [Portrait(picture, photographs.face_in(name, picture, finder, swapper.size)) for name, picture in named]
 
     def marked(pixels: np.ndarray) -> str:
         return data_url(encode_picture(pixels, ".png", "swap.png", swapper.facts))
@@ -149,19 +150,15 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
     def swap(pair: Pair) -> Swapped:
         """Both swaps of the largest faces of two pictures."""
         with turn:
-            pictures, faces = read(pair)
-            found = swapper.swap(faces[0].crop, faces[1].crop)
-            ab = photographs.paste(pictures[1], faces[1], found.naive_ab, found.mask_b, pair.match_colour)
-            ba = None
-            if found.naive_ba is not None:
-                ba = photographs.paste(pictures[0], faces[0], found.naive_ba, found.mask_a, pair.match_colour)
+            a, b = read(pair)
+            (found,) = swap_portraits(swapper, [(a, b)], pair.match_colour)
         return Swapped(
-            ab=marked(ab),
-            ba=None if ba is None else marked(ba),
-            mask_b=_mask(found.mask_b),
-            mask_a=_mask(found.mask_a),
-            face_a=data_url(png_of(faces[0].crop)),
-            face_b=data_url(png_of(faces[1].crop)),
+            ab=marked(found.ab),
+            ba=None if found.ba is None else marked(found.ba),
+            mask_b=_mask(found.crops.mask_b),
+            mask_a=_mask(found.crops.mask_a),
+            face_a=data_url(png_of(a.face.crop)),
+            face_b=data_url(png_of(b.face.crop)),
         )
 
     @app.post("/api/region", dependencies=guard)
@@ -174,17 +171,16 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
         painted[pair.cells] = True
         inside = painted.reshape(n, n).repeat(swapper.cell, 0).repeat(swapper.cell, 1)
         with turn:
-            pictures, faces = read(pair)
-            crop = swapper.swap_region(faces[0].crop, faces[1].crop, inside)
+            a, b = read(pair)
+            crop = swapper.swap_region(a.face.crop, b.face.crop, inside)
         soft = gaussian_filter(maximum_filter(inside.astype(np.float32), swapper.cell + 1), swapper.cell / 2)
-        return Picture(picture=marked(photographs.paste(pictures[1], faces[1], crop, soft, pair.match_colour)))
+        return Picture(picture=marked(photographs.paste(b.pixels, b.face, crop, soft, pair.match_colour)))
 
     @app.post("/api/attention", dependencies=guard)
     def look(pair: PlacePair) -> Picture:
         """Where a place of A's swap onto B looks."""
         with turn:
-            _, faces = read(pair)
-            crops = [swapper.tensor(face.crop) for face in faces]
+            crops = [swapper.tensor(portrait.face.crop) for portrait in read(pair)]
             shown = attention(swapper.model, *crops, at=(pair.x, pair.y))
         return Picture(picture=marked(np.asarray(shown)))
 

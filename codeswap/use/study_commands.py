@@ -10,10 +10,11 @@ from codeswap.evaluate.protocol import ProtocolConfig, pairs_of
 from codeswap.evaluate.tables import as_text
 from codeswap.use.errors import UnreadableError, UseError, ended
 from codeswap.use.loading import load_swapper
-from codeswap.use.photographs import aligned, paste
+from codeswap.use.photographs import Portrait, aligned
 from codeswap.use.study import Result, Study, folder_of_results, sync
 from codeswap.use.study import build as build_study
 from codeswap.use.study import report as report_of
+from codeswap.use.swapping import swap_portraits
 
 study = typer.Typer(no_args_is_help=True, help="Blind user studies: build trials, let people rate them, print Table 2.")
 
@@ -61,10 +62,9 @@ def _results_of(models: Path, faces: Faces) -> Result:
     index = {key: row for row, key in enumerate(faces.keys)}
 
     def result(source: str, target: str):
-        picture = faces.read(index[target])
-        crops = [aligned(key, faces.read(index[key]), swapper.size) for key in (source, target)]
-        found = swapper.swap(*(face.crop for face in crops))
-        return paste(picture, crops[1], found.naive_ab, found.mask_b, False)
+        pictures = {key: faces.read(index[key]) for key in (source, target)}
+        pair = [Portrait(pixels, aligned(key, pixels, swapper.size)) for key, pixels in pictures.items()]
+        return swap_portraits(swapper, [tuple(pair)])[0].ab
 
     return result
 

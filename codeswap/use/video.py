@@ -19,13 +19,14 @@ from codeswap.types import Detection
 from codeswap.use import credentials, watermark
 from codeswap.use.errors import NoFaceError, UnreadableError
 from codeswap.use.loading import Swapper
-from codeswap.use.photographs import SMALLEST, Face, paste
+from codeswap.use.photographs import SMALLEST, Face, in_profile, paste
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 CUT = 0.12  # mean change of a 16x16 colour thumbnail, 0..1, from which on another shot has begun
 NEAR = 0.8  # of the face's side: how far it may move from one frame to the next
 STEADY, FAST = 0.35, 8.0  # share of a new position that is taken; more, the faster the face moves
 MASK_SHARE = 0.5  # of a new mask
+EARLY = 0.9  # of its length: a video without sound whose frames end before it breaks off
 AHEAD = 4  # frames decoded ahead, and as many not encoded yet
 CODEC, QUALITY = "libx264", {"crf": "18", "preset": "medium"}
 
@@ -34,18 +35,22 @@ class Report(NamedTuple):
     """What became of a video.
 
     `steadiness` compares in the aligned crops how much the result changes from frame to frame with how much the input
-    does itself: 1 is as steady, 2 flickers twice as much; None without two swapped frames.
+    does itself: 1 is as steady, 2 flickers twice as much; None without two swapped frames. `broken` says where the
+    input breaks off, if it does before its end.
     """
 
     frames: int
     swapped: int
     shots: int
     steadiness: float | None
+    broken: str | None = None
 
     def __str__(self) -> str:
         left = self.frames - self.swapped
         text = f"{self.frames} frames in {self.shots} shot(s), {self.swapped} swapped, {left} left"
-        return text if self.steadiness is None else f"{text}; it changes {self.steadiness:.2f} times as the input does"
+        if self.steadiness is not None:
+            text += f"; it changes {self.steadiness:.2f} times as the input does"
+        return text if self.broken is None else f"{text}; {self.broken}"
 
 
 class Tracker:
@@ -120,7 +125,7 @@ class FrameSwapper:
         points, cut = self._tracker.follow(pixels)
         if cut or points is None:
             self._mask = self._before = None
-        if points is None:
+        if points is None or in_profile(points):
             return pixels
         try:
             quad = quad_of(points)
@@ -153,14 +158,15 @@ def swap_video(
 ) -> Report:
     """Swaps a video's frames into the mp4 `out`, whole or not at all; sound and times stay as they are.
 
-    Raises UnreadableError for what is no video, NoFaceError when no frame shows the face.
+    Of a video that breaks off the frames before are kept, and the report says so.
+    Raises UnreadableError for what is no video or has no end, NoFaceError when no frame shows the face.
     """
     if out.suffix.lower() != ".mp4":
         raise UnreadableError(f"{out}: a swapped video is written as .mp4")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, signed = (out.with_name(f".{out.stem}.{kind}.partial.mp4") for kind in ("frames", "signed"))
     try:
-        count = _pass_through(frames, video, partial, mark)
+        count, broken = _pass_through(frames, video, partial, mark)
         if not frames.swapped:
             raise NoFaceError(f"{video}: no frame shows the face that is asked for")
         if mark:
@@ -173,13 +179,15 @@ def swap_video(
     finally:
         partial.unlink(missing_ok=True)
         signed.unlink(missing_ok=True)
-    return Report(count, frames.swapped, tracker.shots, frames.steadiness)
+    return Report(count, frames.swapped, tracker.shots, frames.steadiness, broken)
 
 
-def _pass_through(frames: FrameSwapper, video: Path, out: Path, mark: bool) -> int:
-    """Decodes, swaps, marks and encodes; copies the sound. The number of frames."""
+def _pass_through(frames: FrameSwapper, video: Path, out: Path, mark: bool) -> tuple[int, str | None]:
+    """Decodes, swaps, marks and encodes; copies the sound. The number of frames, and where the input breaks off."""
     if not video.exists():
         raise UnreadableError(f"{video} does not exist")
+    if not video.is_file():
+        raise UnreadableError(f"{video} is no file: a pipe or a camera has no end; record it first")
     count, (height, width, _) = 0, first_frame(video).shape
     with av.open(str(video)) as source, av.open(str(out), "w") as target:
         pictures = source.streams.video[0]
@@ -194,7 +202,7 @@ def _pass_through(frames: FrameSwapper, video: Path, out: Path, mark: bool) -> i
         encoder.height, encoder.width = height, width  # before sound comes, which opens the file
         encoder.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"  # half the chroma needs even sides
         encoder.time_base = pictures.time_base
-        stream = _items(source, pictures, [stream for stream, _ in sound])
+        stream = Items(source, pictures, [stream for stream, _ in sound])
 
         def write(item: "av.Packet | Decoded", swapped: np.ndarray | None) -> None:
             """In the writer's thread alone, in the order of the input."""
@@ -223,7 +231,7 @@ def _pass_through(frames: FrameSwapper, video: Path, out: Path, mark: bool) -> i
                 written.result()
         target.mux(encoder.encode())
         bar.close()
-    return count
+    return count, stream.broken
 
 
 class Decoded(NamedTuple):
@@ -234,17 +242,42 @@ class Decoded(NamedTuple):
     time_base: Fraction | None
 
 
-def _items(
-    source: av.container.InputContainer, pictures: av.VideoStream, sound: list[av.AudioStream]
-) -> "Iterator[av.Packet | Decoded]":
-    """Decoded frames and undecoded sound in the order in which the file has them."""
-    for packet in source.demux([pictures, *sound]):
-        if packet.stream.index != pictures.index:
-            if packet.dts is not None:
-                yield packet
-            continue
-        for frame in packet.decode():
-            yield Decoded(_upright(frame), frame.pts, frame.time_base)
+class Items:
+    """Decoded frames and undecoded sound in the order in which the file has them; `broken` is known after the last."""
+
+    def __init__(
+        self, source: av.container.InputContainer, pictures: av.VideoStream, sound: list[av.AudioStream]
+    ) -> None:
+        self.broken: str | None = None
+        self._source, self._pictures, self._sound, self._until = source, pictures, sound, 0.0
+        self._items = self._read()
+
+    def __iter__(self) -> "Items":
+        return self
+
+    def __next__(self) -> "av.Packet | Decoded":
+        try:
+            return next(self._items)
+        except StopIteration:
+            length = self._source.duration  # of the longest stream, in millionths of a second
+            if not self.broken and not self._sound and length is not None and self._until < EARLY * length / 1e6:
+                self.broken = f"the file breaks off after {self._until:.1f} of {length / 1e6:.1f} seconds"
+            raise
+        except FFmpegError as error:
+            if not self._until:
+                raise
+            self.broken = f"the file is damaged after {self._until:.1f} seconds ({error.strerror})"
+            raise StopIteration from None
+
+    def _read(self) -> "Iterator[av.Packet | Decoded]":
+        for packet in self._source.demux([self._pictures, *self._sound]):
+            if packet.stream.index != self._pictures.index:
+                if packet.dts is not None:
+                    yield packet
+                continue
+            for frame in packet.decode():
+                self._until = max(self._until, frame.time or 0.0)
+                yield Decoded(_upright(frame), frame.pts, frame.time_base)
 
 
 def first_frame(video: Path) -> np.ndarray:

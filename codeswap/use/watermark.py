@@ -15,6 +15,8 @@ TILE = 64  # pixels
 BAND = (1 / 16, 1 / 4.5)  # cycles per pixel
 STRENGTH, TEXTURED, STRONGEST = 1.3, 0.09, 5.0  # grey levels: on flat parts, more per unit of local contrast, at most
 SCALES = (1.0, 0.5)  # by which a picture may have been shrunk
+STRIP, REACH = 16 * TILE, 8  # rows marked at a time, and how far the local contrast looks
+LARGEST = 4096  # pixels of a side
 THRESHOLD = 6.5  # standard deviations of the correlation; see the benchmark
 _KEY = 20241028  # the paper's day at the conference; nothing secret
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -35,16 +37,27 @@ def _tiled(height: int, width: int) -> np.ndarray:
 
 def embed(pixels: np.ndarray) -> np.ndarray:
     """The uint8 (h, w, 3) picture with the mark: a little more noise, most of it where the picture is textured."""
-    luma = pixels.astype(np.float32) @ _LUMA
-    mean = gaussian_filter(luma, 2)
-    contrast = np.sqrt(np.maximum(gaussian_filter(luma * luma, 2) - mean * mean, 0))
-    strength = np.minimum(STRENGTH + TEXTURED * contrast, STRONGEST)
-    marked = pixels.astype(np.float32) + (strength * _tiled(*luma.shape))[..., None]
-    return np.clip(np.rint(marked), 0, 255).astype(np.uint8)
+    marked = np.empty_like(pixels)
+    for top in range(0, len(pixels), STRIP):  # large photographs need no more memory than strips of them
+        above = min(top, REACH)
+        part = pixels[top - above : top + STRIP + REACH].astype(np.float32)
+        luma = part @ _LUMA
+        mean = gaussian_filter(luma, 2)
+        contrast = np.sqrt(np.maximum(gaussian_filter(luma * luma, 2) - mean * mean, 0))
+        strength = np.minimum(STRENGTH + TEXTURED * contrast, STRONGEST)[above : above + STRIP]
+        part = part[above : above + STRIP]
+        part += (strength * _tiled(*strength.shape))[..., None]
+        marked[top : top + STRIP] = np.clip(np.rint(part), 0, 255)
+    return marked
 
 
 def score(pixels: np.ndarray) -> float:
-    """How many standard deviations the pattern stands out of a uint8 (h, w, 3) picture, at the best shift and scale."""
+    """How many standard deviations the pattern stands out of a uint8 (h, w, 3) picture, at the best shift and scale.
+
+    Of a picture larger than LARGEST its middle is looked at.
+    """
+    top, left = (max(0, side - LARGEST) // 2 for side in pixels.shape[:2])
+    pixels = pixels[top : top + LARGEST, left : left + LARGEST]
     return max(_score(pixels if scale == 1 else _resized(pixels, 1 / scale)) for scale in SCALES)
 
 

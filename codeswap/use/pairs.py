@@ -1,0 +1,147 @@
+"""Pairs of photographs on the disk: which ones are meant, and both results of each, marked, in a folder."""
+
+import csv
+import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from codeswap.perception.mtcnn import MTCNN
+from codeswap.use.errors import NoFaceError, UnfitFaceError, UnreadableError
+from codeswap.use.loading import Swapper
+from codeswap.use.output import MIME, write_picture
+from codeswap.use.photographs import Like, Portrait, portrait
+from codeswap.use.swapping import Swapped, swap_portraits
+
+Choice = int | Like | None
+Pair = tuple[Path, Path]
+_PIXELS = 512 * 512  # of one side of a pass: a pair at the paper's size, more of smaller models'
+
+
+class Tools(NamedTuple):
+    """What a pair of photographs passes through."""
+
+    swapper: Swapper
+    detector: MTCNN | None  # None: pictures are aligned crops
+    match_colour: bool
+    mark: bool
+    suffix: str
+    parts: bool
+
+
+def result_name(a: Path, b: Path) -> str:
+    """What the swap of `a` onto `b` is called; files of the same name are told apart by their folders."""
+    if a.stem == b.stem:
+        return f"{a.parent.name}-{a.stem}_on_{b.parent.name}-{b.stem}"
+    return f"{a.stem}_on_{b.stem}"
+
+
+def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, face_b: Choice = None) -> list[Path]:
+    """Swaps the faces of two photographs and writes `<a>_on_<b>` and `<b>_on_<a>` to `out`; their paths.
+
+    Raises UseError.
+    """
+    found = (
+        portrait(a, tools.detector, tools.swapper.size, face_a),
+        portrait(b, tools.detector, tools.swapper.size, face_b),
+    )
+    (swapped,) = swap_portraits(tools.swapper, [found], tools.match_colour)
+    return _write(tools, (a, b), found, swapped, out)
+
+
+def swap_pairs(tools: Tools, pairs: list[Pair], out: Path, together: int | None) -> dict[str, str]:
+    """Swaps `together` pairs in a pass; those whose results are in `out` already are left. Why each that failed did.
+
+    Raises UnreadableError when `out` cannot be written.
+    """
+    together = together or max(1, _PIXELS // tools.swapper.size**2)
+    failed, todo = {}, [pair for pair in pairs if not _finished(tools, pair, out)]
+    with tqdm(total=len(pairs), initial=len(pairs) - len(todo), unit="pair", disable=None) as bar:
+        for begin in range(0, len(todo), together):
+            readable: dict[Pair, tuple[Portrait, Portrait]] = {}
+            for pair in todo[begin : begin + together]:
+                try:
+                    a, b = (portrait(path, tools.detector, tools.swapper.size, None) for path in pair)
+                    readable[pair] = a, b
+                except (NoFaceError, UnfitFaceError, UnreadableError) as error:
+                    failed[" ".join(map(str, pair))] = str(error)
+            made = swap_portraits(tools.swapper, list(readable.values()), tools.match_colour) if readable else []
+            for (pair, found), swapped in zip(readable.items(), made, strict=True):
+                _write(tools, pair, found, swapped, out)
+            bar.update(len(todo[begin : begin + together]))
+    return failed
+
+
+def _finished(tools: Tools, pair: Pair, out: Path) -> bool:
+    a, b = pair
+    names = [result_name(a, b)] if tools.swapper.one_sided else [result_name(a, b), result_name(b, a)]
+    return all((out / f"{name}{tools.suffix}").exists() for name in names)
+
+
+def _write(tools: Tools, pair: Pair, found: tuple[Portrait, Portrait], swapped: Swapped, out: Path) -> list[Path]:
+    (a, b), crops, written = pair, swapped.crops, []
+    for name, target, result, naive, mask in (
+        (result_name(a, b), found[1], swapped.ab, crops.naive_ab, crops.mask_b),
+        (result_name(b, a), found[0], swapped.ba, crops.naive_ba, crops.mask_a),
+    ):
+        if result is None:
+            continue
+        generated, taken = {"": result}, {}
+        if tools.parts:
+            generated["_naive"] = naive
+            taken["_crop"] = target.face.crop
+            if mask is not None:
+                taken["_mask"] = np.rint(mask * 255).astype(np.uint8)[..., None].repeat(3, 2)
+        for part, pixels in reversed((generated | taken).items()):  # the result last: it says that all is there
+            path = out / f"{name}{part}{tools.suffix}"
+            write_picture(path, pixels, tools.swapper.facts, tools.mark and part in generated)
+            written.append(path)
+    return written
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a CSV with the columns `a` and `b`, paths from the CSV's folder. Raises UnreadableError."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableError(f"{path} cannot be read ({error})") from None
+    if not rows or not {"a", "b"} <= rows[0].keys():
+        raise UnreadableError(f"{path}: expected a CSV with the columns a and b, and a line for each pair")
+    return [(path.parent / row["a"], path.parent / row["b"]) for row in rows]
+
+
+def pairs_of(a: Path, b: Path) -> list[Pair] | None:
+    """The pairs that two arguments mean: None for two files, else those of two folders or globs by their names, or one
+    photograph with each picture of a folder or glob.
+
+    Raises UnreadableError when nothing fits.
+    """
+    left, right = _many(a), _many(b)
+    if left is None and right is None:
+        return None
+    if right is None:
+        return [(path, b) for path in left]
+    if left is None:
+        return [(a, path) for path in right]
+    named = [{path.stem: path for path in found} for found in (left, right)]
+    both = sorted(named[0].keys() & named[1].keys())
+    if not both:
+        raise UnreadableError(f"{a} and {b} hold no pictures of the same names: use --pairs")
+    return [(named[0][name], named[1][name]) for name in both]
+
+
+def _many(place: Path) -> list[Path] | None:
+    """The pictures of a folder or of a pattern with `*`, `?` or `[`; None for a file."""
+    if place.is_dir():
+        found = list(place.iterdir())
+    elif glob.has_magic(str(place)) and not place.exists():
+        found = [Path(name) for name in glob.glob(str(place), recursive=True)]
+    else:
+        return None
+    pictures = sorted(path for path in found if path.suffix.lower() in MIME)
+    if not pictures:
+        raise UnreadableError(f"{place} holds no pictures ({', '.join(MIME)})")
+    return pictures
