@@ -165,11 +165,11 @@ def test_a_video_without_an_end_is_refused_and_one_that_breaks_off_keeps_what_th
     with av.open(str(tmp_path / "out.mp4")) as written:
         assert sum(1 for _ in written.decode(video=0)) == report.frames
     report = put(trained, damaged, tmp_path / "damaged_out.mp4", mark=False)
-    assert 3 < report.frames < FRAMES and "damaged after" in report.broken
+    assert 3 < report.frames < FRAMES and " seconds" in report.broken  # between packets or inside of one
     monkeypatch.setattr(commands, "load_detector", lambda folder: FindsPastedFaces())
     monkeypatch.setattr(commands, "swap_onto_video", lambda *_: report)
     done = CliRunner().invoke(app, ["swap", "a.png", str(damaged), "--models", str(trained / "models")])
-    assert done.exit_code == commands.SOME_FAILED and "damaged after" in done.output
+    assert done.exit_code == commands.SOME_FAILED and " seconds" in done.output
 
 
 def test_the_command_takes_a_video(trained: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
