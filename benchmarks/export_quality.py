@@ -1,4 +1,4 @@
-"""What 8 bits cost: the exported graphs of a trained model on the ground-truth benchmark, against torch.
+"""What fewer bits cost: `--precision` and the exported graphs on the ground-truth benchmark, against torch in fp32.
 
     pip install -e '.[onnx]'
     python -m benchmarks.export_quality PROJECT [--testset images] [--pairs 200] [--threads 1]
@@ -11,6 +11,7 @@ pair (the best batch of 4, interleaved).
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -24,9 +25,17 @@ from codeswap.evaluate.metrics import cosine, masked_l1
 from codeswap.evaluate.protocol import ProtocolConfig, pairs_of
 from codeswap.evaluate.stream import Pairs
 from codeswap.use.export import Precision, export
-from codeswap.use.loading import load_swapper
+from codeswap.use.loading import Swapper, load_swapper
 
 BATCH = 4
+
+
+def in_torch(swapper: Swapper, precision: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return swapper.model.swap(a, b).image_ab.float()
+
+    return run
 
 
 def main() -> None:
@@ -46,6 +55,9 @@ def main() -> None:
     settings.intra_op_num_threads = options.threads
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         runs, sizes = {"torch": lambda a, b: swapper.model.swap(a, b).image_ab}, {"torch": 0}
+        for precision in ("bf16", "int8"):
+            runs[f"torch {precision}"] = in_torch(load_swapper(models, "ours", precision), precision)
+            sizes[f"torch {precision}"] = 0
         for precision in get_args(Precision):
             path = Path(scratch) / f"{precision}.onnx"
             export(swapper.model, swapper.facts, path, precision)
@@ -70,13 +82,13 @@ def main() -> None:
                     rows = [masked_l1((image + 1) / 2, true, region), cosine(judges.identity(image), wanted)]
                     scores[name].append(torch.stack([*rows, difference.mean(1), difference.amax(1)], dim=1))
     print(f"{len(pairs)} pairs of {options.testset}, {options.threads} thread(s)")
-    print("precision     MB   face L1   cosine   mean and largest difference   ms a pair   times torch")
+    print("precision      MB   face L1   cosine   mean and largest difference   ms a pair   times torch")
     for name, rows in scores.items():
         values = torch.cat(rows).numpy()
         l1, cosines, mean, largest = *values[:, :3].mean(axis=0), np.max(values[:, 3])
         ms = 1e3 * best[name] / BATCH
         print(
-            f"{name:9} {sizes[name] / 2**20:7.2f} {l1:9.4f} {cosines:8.3f} {mean:12.4f} {largest:10.3f} {ms:16.1f} "
+            f"{name:10} {sizes[name] / 2**20:7.2f} {l1:9.4f} {cosines:8.3f} {mean:12.4f} {largest:10.3f} {ms:16.1f} "
             f"{best['torch'] / best[name]:12.2f}"
         )
 

@@ -11,6 +11,7 @@ machine's. The whole command detects, aligns, swaps both ways, pastes, marks, si
 """
 
 import argparse
+import copy
 import resource
 import tempfile
 import time
@@ -32,6 +33,7 @@ from codeswap.train.codebook import CodebookParams
 from codeswap.train.mask import MaskParams
 from codeswap.train.swap import SwapParams
 from codeswap.use.export import export
+from codeswap.use.int8 import to_int8_
 from codeswap.use.loading import Swapper, load_detector
 from codeswap.use.memory import keep_freed_memory
 from codeswap.use.pairs import Tools, swap_pair
@@ -103,6 +105,11 @@ def measure(options: argparse.Namespace) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         line("the same, bf16", best(lambda: model.swap(*last), options.repeats))
     parts(model, *last, options)
+    kept = copy.deepcopy(model.vqgan)
+    to_int8_(model, torch.cat(last))
+    line("int8", best(lambda: model.swap(*last), options.repeats))
+    whole_command(model, options, line)
+    model.vqgan = kept
     if options.compile:
         compiled = torch.compile(model.swap)
         line("torch.compile", best(lambda: compiled(*last), options.repeats))

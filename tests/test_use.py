@@ -13,10 +13,14 @@ from typer.testing import CliRunner, Result
 from codeswap.cli import app
 from codeswap.data.align import align, quad_of
 from codeswap.data.faces import Faces
-from codeswap.models.codeswap import load_codeswap
+from codeswap.models.codeswap import CodeSwap, load_codeswap, new_fusion
+from codeswap.models.fusion import FusionConfig
+from codeswap.models.quantizer import QuantizerConfig
+from codeswap.models.vqgan import VQGAN, VQGANConfig
 from codeswap.types import Detection
 from codeswap.use import commands, credentials, photographs, watermark
 from codeswap.use.errors import MissingModelError, NoFaceError, UnfitFaceError
+from codeswap.use.int8 import Int8Conv, to_int8_
 from codeswap.use.loading import load_identity
 from codeswap.use.output import MIME
 from codeswap.use.photographs import Face, paste
@@ -313,3 +317,35 @@ def test_one_photograph_is_swapped_with_each_of_a_folder_and_halves_are_done_aga
     assert swap(trained, *arguments).exit_code == 0
     again = {path.name for path, time in results.items() if path.stat().st_mtime_ns != time}
     assert again == {"ann_on_2.png", "2_on_ann.png"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fewer_bits_give_nearly_the_same(trained: Path, crops: tuple[Path, Path], tmp_path: Path, precision) -> None:
+    for kind in ("fp32", precision):
+        done = swap(trained, *crops, "--aligned", "--no-marks", "--precision", kind, "-o", tmp_path / kind)
+        assert done.exit_code == 0, done.output
+    for name in ("ann_on_bob.png", "bob_on_ann.png"):
+        exact, found = (pixels(tmp_path / kind / name).astype(int) for kind in ("fp32", precision))
+        assert 0 < np.abs(found - exact).mean() < 3
+
+
+def test_eight_bits_convert_all_but_first_and_last_convolutions_and_padding_stays_zero() -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 24, 3, padding=1)
+    x = torch.rand(2, 16, 9, 9) * 3 - 1
+    eight = Int8Conv(conv, float(x.min()), float(x.max()))
+    with torch.no_grad():
+        exact, found = conv(x), eight(x)
+        assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+        torch.testing.assert_close(eight(10 * x), eight((10 * x).clamp(x.min(), x.max())))  # clamped, not wrapped
+    config = VQGANConfig(image_size=32, ch=16, ch_mult=(1, 2), attn_res=(), z_ch=8, embed_dim=8, mid="residual")
+    vqgan = VQGAN(config, QuantizerConfig(n_codes=16))
+    fusion = new_fusion(FusionConfig(layers=1, width=16, heads=2, ffn=16), "ours", vqgan)
+    model = CodeSwap(vqgan, fusion, None).eval().requires_grad_(False)
+    wanted = {id(layer) for layer in (vqgan.encoder.conv_in, vqgan.encoder.conv_out, vqgan.decoder.conv_in)}
+    to_int8_(model, torch.rand(2, 3, 32, 32) * 2 - 1)
+    left = [
+        layer for net in (vqgan.encoder, vqgan.decoder) for layer in net.modules() if type(layer) is torch.nn.Conv2d
+    ]
+    assert {id(layer) for layer in left} == wanted | {id(vqgan.decoder.conv_out)}
+    assert sum(isinstance(layer, Int8Conv) for layer in model.modules()) > 10

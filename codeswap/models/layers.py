@@ -73,9 +73,10 @@ class ConvUp(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return self._by_quarters(x)
+        plain = isinstance(self.conv, nn.Conv2d)  # and not one of 8 bits
+        if plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._by_quarters(x)
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
     def _by_quarters(self, x: Tensor) -> Tensor:
         """The same in 4/9 of the FLOPs: every second pixel of a row and column sees 2x2 of `x`, some weights added."""

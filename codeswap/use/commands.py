@@ -16,6 +16,7 @@ from codeswap.use.pairs import Choice, Tools, pairs_of, read_pairs, result_name,
 from codeswap.use.photographs import Like, portrait
 from codeswap.use.regions import NAMES, region_of
 from codeswap.use.video import VIDEOS, FrameSwapper, Report, Tracker, first_frame, swap_video
+from codeswap.use.view_commands import PrecisionOption
 
 SOME_FAILED = 6  # exit code of a batch of which something could not be swapped
 
@@ -79,6 +80,7 @@ def swap(
         str | None, typer.Option(help=f"only this part of B's face: {', '.join(NAMES)}, or a mask painted over B")
     ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="also write crops, naive swaps and masks")] = False,
+    precision: PrecisionOption = "fp32",
     batch: Annotated[
         int | None, typer.Option(min=1, help="pairs in one pass; without it as many as hold 512x512 pixels")
     ] = None,
@@ -102,7 +104,9 @@ def swap(
         raise typer.BadParameter("give two photographs, or --pairs FILE.csv")
     try:
         if b is not None and b.suffix.lower() in VIDEOS:
-            tools = Tools(load_swapper(models, variant), load_detector(weights), match_colour, not no_marks, "", False)
+            tools = Tools(
+                load_swapper(models, variant, precision), load_detector(weights), match_colour, not no_marks, "", False
+            )
             target = out if out.suffix else out / f"{result_name(a, b)}.mp4"
             chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
             report = swap_onto_video(tools, a, b, target, *chosen)
@@ -115,7 +119,7 @@ def swap(
         if todo is not None and (region is not None or face_a is not None or face_b is not None):
             raise typer.BadParameter("--region, --face-a and --face-b take two photographs")
         detector = None if aligned else load_detector(weights)
-        tools = Tools(load_swapper(models, variant), detector, match_colour, not no_marks, suffix, parts)
+        tools = Tools(load_swapper(models, variant, precision), detector, match_colour, not no_marks, suffix, parts)
         chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
         if region is not None:
             typer.echo(str(swap_region(tools, a, b, out, region, models / "perception", chosen)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from codeswap.perception.roles import PerceptionError, load
 from codeswap.perception.weights import default_folder
 from codeswap.types import Image, Swap
 from codeswap.use.errors import MissingModelError
+from codeswap.use.examples import examples
+from codeswap.use.int8 import to_int8_
 from codeswap.use.memory import keep_freed_memory
 
+Precision = Literal["fp32", "bf16", "int8"]
 RELEASE = "release"  # below the models' folder: what is committed with the project
 
 
@@ -44,27 +47,39 @@ class Swapper:
     name its weights, for the marks of what it makes; `one_sided` makes no swap of b onto a (w/o S).
     """
 
-    def __init__(self, model: CodeSwap, facts: dict[str, str], device: torch.device) -> None:
+    def __init__(
+        self, model: CodeSwap, facts: dict[str, str], device: torch.device, precision: Precision = "fp32"
+    ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()
         self.facts, self._device = facts, device
         config = model.vqgan.config
         self.size, self.cell, self.grid = config.image_size, config.downsample, config.grid
         self.one_sided = model.fusion.one_sided
+        self._bf16 = precision == "bf16"
+        if precision == "int8":
+            if device.type != "cpu":
+                raise MissingModelError("8 bits are for the processor: use --precision bf16 on a GPU")
+            to_int8_(self.model, self.tensor(*examples(self.size, 2)))
 
     def tensor(self, *crops: np.ndarray) -> Image:
         """Aligned uint8 (size, size, 3) crops as images in [-1, 1] on the model's device."""
         return to_float(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self._device))  # channels last already
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
+
     @torch.inference_mode()
     def swap_region(self, a: np.ndarray, b: np.ndarray, region: np.ndarray) -> np.ndarray:
         """b's crop with the identity of a inside `region` (s, s) only (Fig. 8), blended already; uint8 (s, s, 3)."""
         inside = torch.from_numpy(region.astype(np.float32))[None, None].to(self._device)
-        return _pixels(swap_region(self.model, self.tensor(a), self.tensor(b), inside)[0])
+        with self._autocast():
+            return _pixels(swap_region(self.model, self.tensor(a), self.tensor(b), inside)[0])
 
     @torch.inference_mode()
     def swap_all(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[SwappedCrops]:
         """Both directions of pairs of aligned uint8 (size, size, 3) crops in one pass."""
-        found: Swap = self.model.swap(*(self.tensor(*side) for side in zip(*pairs, strict=True)))
+        with self._autocast():
+            found: Swap = self.model.swap(*(self.tensor(*side) for side in zip(*pairs, strict=True)))
         images, masks = (found.naive_ab, found.naive_ba), (found.mask_b, found.mask_a)
         columns = [*(_each(_pixels, x, len(pairs)) for x in images), *(_each(_numbers, x, len(pairs)) for x in masks)]
         return [SwappedCrops(*row) for row in zip(*columns, strict=True)]
@@ -86,12 +101,13 @@ def _numbers(mask: Tensor) -> np.ndarray:
     return mask[0].float().cpu().numpy()
 
 
-def load_swapper(models: Path, variant: str) -> Swapper:
+def load_swapper(models: Path, variant: str, precision: Precision = "fp32") -> Swapper:
     """The model in a folder as the pipeline writes it (`models/`): codebook, swap/<variant> and mask/<variant>.
 
     A folder without variants (codebook, swap, mask) does too, and one without mask swaps without one. So does the URI
     of a registered MLflow model (models:/codeswap-ours/1). Where nothing was trained yet, the released model in
-    `<models>/release` is taken.
+    `<models>/release` is taken. `precision` of the networks: bf16 on processors and GPUs that multiply it, int8 on
+    processors (use/int8.py); `benchmarks.inference_speed` and `export_quality` say what they gain and cost.
     Raises MissingModelError saying what is not there, or what is damaged.
     """
     if str(models).startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
@@ -118,7 +134,7 @@ def load_swapper(models: Path, variant: str) -> Swapper:
     except StoredModelError as error:
         raise MissingModelError(str(error)) from None
     keep_freed_memory()
-    return Swapper(model, facts, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Swapper(model, facts, torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision)
 
 
 def load_identity(perception: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from codeswap.use.errors import MissingModelError, UseError, ended
-from codeswap.use.export import Precision
+from codeswap.use.export import Precision as OnnxPrecision
 from codeswap.use.export import export as write_onnx
 from codeswap.use.loading import load_detector, load_swapper
-from codeswap.use.view_commands import Models, Variant, Weights
+from codeswap.use.view_commands import Models, PrecisionOption, Variant, Weights
 
 PASSWORD = "CODESWAP_PASSWORD"
 
@@ -21,6 +21,7 @@ def serve(
     weights: Weights = None,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets others in: set a password")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="of the page")] = 7860,
+    precision: PrecisionOption = "fp32",
     megabytes: Annotated[float, typer.Option(help="largest request")] = 12.0,
     per_minute: Annotated[int, typer.Option(help="most computing requests of one address in a minute")] = 30,
 ) -> None:
@@ -36,7 +37,7 @@ def serve(
     if host not in ("127.0.0.1", "localhost", "::1") and not password:
         typer.echo(f"warning: everybody who reaches {host} can use this page; {PASSWORD} would ask for a password")
     try:
-        swapper = load_swapper(models, variant)
+        swapper = load_swapper(models, variant, precision)
     except UseError as error:
         raise ended(error) from None
     try:
@@ -53,7 +54,8 @@ def export(
     models: Models = Path("models"),
     variant: Variant = "ours",
     precision: Annotated[
-        Precision, typer.Option(help="weights8: a quarter of the size; dynamic8 and static8: products of 8 bits too")
+        OnnxPrecision,
+        typer.Option(help="weights8: a quarter of the size; dynamic8 and static8: products of 8 bits too"),
     ] = "fp32",
 ) -> None:
     """Writes the whole inference as one ONNX graph: image_a, image_b in [-1, 1] to both swaps and masks, any batch."""

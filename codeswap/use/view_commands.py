@@ -10,10 +10,13 @@ from codeswap.evaluate.views import attention as attention_picture
 from codeswap.evaluate.views import degraded, reconstructions
 from codeswap.use import photographs
 from codeswap.use.errors import UnreadableError, UseError, ended
-from codeswap.use.loading import Swapper, load_detector, load_swapper
+from codeswap.use.loading import Precision, Swapper, load_detector, load_swapper
 from codeswap.use.output import check_suffix, write_picture
 
 Models = Annotated[Path, typer.Option(help="folder of trained models")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="of the networks: bf16, or int8 on a processor, are faster")
+]
 Variant = Annotated[str, typer.Option(help="of Table 3")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="the picture to write")]
 Aligned = Annotated[bool, typer.Option("--aligned", help="the pictures are FFHQ-aligned crops")]
