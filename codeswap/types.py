@@ -26,6 +26,20 @@ Scalar = Float[Tensor, ""]
 
 VARIANTS = ("ours", "no_codebook", "no_symmetry", "hard", "gumbel")
 
+
+def variant_of(name: str) -> tuple[str, int]:
+    """`hard-2` -> ("hard", 2): a variant of Table 3 and which repetition of its training, 0 without a number.
+
+    Repetitions differ by their seeds. Raises ValueError for another name.
+    """
+    variant, sign, number = name.partition("-")
+    if variant not in VARIANTS or (sign and not (number.isdigit() and int(number) > 0)):
+        raise ValueError(
+            f"variant {name!r}: expected one of {', '.join(VARIANTS)}, and -1, -2 ... for repetitions with other seeds"
+        )
+    return variant, int(number or 0)
+
+
 # Label ids of the 19-class face parsing used by the whole field (METHOD §D.5); every parsing network is mapped to it.
 FACE_CLASSES = (1, 2, 3, 4, 5, 10, 11, 12, 13)
 FEATURE_CLASSES = (2, 3, 4, 5, 10, 11, 12, 13)

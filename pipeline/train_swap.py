@@ -17,4 +17,4 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, variant="ours, no_codebook, no_symmetry, hard or gumbel")
+    run_stage(main, variant="ours, no_codebook, no_symmetry, hard or gumbel; ours-1 is another training of ours")

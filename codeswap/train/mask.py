@@ -27,7 +27,7 @@ from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
 from codeswap.train.validation import HeldOut, load_critics, validate_mask
-from codeswap.types import Config, Image, Mask
+from codeswap.types import Config, Image, Mask, variant_of
 
 ROLES = ("identity_train", "expression_train", "pose")
 
@@ -69,7 +69,9 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
     """
     config, perception = params.mask, root / "models" / "perception"
     codebook, swap = root / "models" / "codebook", root / "models" / "swap" / variant
-    engine = Engine(params.engine, params.seed, config.batch)
+    kind, repetition = variant_of(variant)
+    seed = params.seed + repetition
+    engine = Engine(params.engine, seed, config.batch)
     source = open_training_faces(root, *ROLES)
     parents = {"codebook": codebook, "swap": swap, "perception": perception}
     with Run(
@@ -83,8 +85,8 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
         place = root / "models" / "mask" / variant
         if run.finished(place):
             return
-        order = order_faces(source.faces.shards, config.order, params.seed)
-        pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
+        order = order_faces(source.faces.shards, config.order, seed)
+        pairing = Pairing(order, source.faces.identity, config.pairs, seed)
         feed = PairFeed(source, pairing, parsing=True, person=config.weights.identity_of == "person")
 
         vqgan = engine.frozen(load_vqgan(codebook))
@@ -160,10 +162,11 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
             {
                 "kind": "mask",
                 "config": {
-                    "variant": variant,
+                    "variant": kind,
                     "mask_generator": params.mask_generator.model_dump(mode="json"),
                     "mask": config.model_dump(mode="json"),
                 },
+                "seed": seed,
                 "licences": source.faces.licences,
                 "data": source.faces.hashes,
                 "intended_use": "research on face swapping; blends a swapped face into its target",

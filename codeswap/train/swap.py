@@ -30,7 +30,7 @@ from codeswap.train.state import TrainState
 from codeswap.train.triplets import TripletConfig, make_triplets, triplet_loss, triplet_terms
 from codeswap.train.truth import TruthConfig, truth_terms
 from codeswap.train.validation import HeldOut, load_critics, validate_swap
-from codeswap.types import Config, SwappedCodes
+from codeswap.types import Config, SwappedCodes, variant_of
 
 ROLES = ("identity_train", "expression_train", "pose")
 CALIBRATION_PAIRS = 256
@@ -79,7 +79,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
     Raises ValueError when the inputs do not fit, FloatingPointError when a term is not finite.
     """
     config, perception, codebook = params.swap, root / "models" / "perception", root / "models" / "codebook"
-    engine = Engine(params.engine, params.seed, config.batch)
+    kind, repetition = variant_of(variant)
+    seed = params.seed + repetition
+    engine = Engine(params.engine, seed, config.batch)
     source = open_training_faces(root, *ROLES)
     parents = {"codebook": codebook / "card.json", "perception": perception / "card.json"}
     with Run(
@@ -88,8 +90,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         place = root / "models" / "swap" / variant
         if run.finished(place):
             return
-        order = order_faces(source.faces.shards, config.order, params.seed)
-        pairing = Pairing(order, source.faces.identity, config.pairs, params.seed)
+        order = order_faces(source.faces.shards, config.order, seed)
+        pairing = Pairing(order, source.faces.identity, config.pairs, seed)
         triplets = round(config.triplets.share * engine.micro_batch / engine.world)
         if triplets and not pairing.siblings and config.triplets.alone == "skip":
             raise ValueError(
@@ -97,7 +99,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 "another_look, or share to 0"
             )
         different = config.pairs.model_copy(update={"same": 0.0, "flip": False})
-        among = Pairing(order.rekeyed("calibration"), source.faces.identity, different, params.seed)
+        among = Pairing(order.rekeyed("calibration"), source.faces.identity, different, seed)
 
         vqgan = engine.frozen(load_vqgan(codebook))
         vqgan.recompute_from_(config.recompute_from)
@@ -116,7 +118,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
         )
         with engine.initialising("stage 2"):
-            fusion = new_fusion(params.fusion, variant, vqgan)
+            fusion = new_fusion(params.fusion, kind, vqgan)
             discriminator = PatchGAN(params.discriminator) if config.adversarial else None
         engine.place(fusion)
         held_out = HeldOut(engine, root, source.faces, config.validation)
@@ -144,7 +146,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             if fusion.one_sided and config.both_directions:
                 pairs = pairs.in_both_directions()
             set_lr(optimizer, config.lr_at(begin))
-            noise = engine.seed_for(state.step, "gumbel", apart=True) if variant == "gumbel" else None
+            noise = engine.seed_for(state.step, "gumbel", apart=True) if kind == "gumbel" else None
 
             with engine.autocast():
                 if config.cache_latents:
@@ -215,11 +217,12 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             {
                 "kind": "swap",
                 "config": {
-                    "variant": variant,
+                    "variant": kind,
                     "fusion": params.fusion.model_dump(mode="json"),
                     "swap": config.model_dump(mode="json"),
                 },
                 "calibration": calibration._asdict(),
+                "seed": seed,
                 "licences": source.faces.licences,
                 "data": source.faces.hashes,
                 "intended_use": "research on face swapping; swaps the codes of two faces",
