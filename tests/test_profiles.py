@@ -13,6 +13,7 @@ from codeswap.models.fusion import Fusion, FusionConfig
 from codeswap.models.mask import MaskConfig, MaskGenerator
 from codeswap.models.quantizer import QuantizerConfig
 from codeswap.models.vqgan import VQGAN, VQGANConfig
+from codeswap.types import variant_of
 from tests.test_dvc import STAGES, module_of
 
 ROOT = Path(__file__).parent.parent
@@ -41,11 +42,14 @@ def test_the_networks_of_the_profile_can_be_built(path: Path) -> None:
         MaskGenerator(MaskConfig(**tree["mask_generator"]), vqgan_config)
         fusions = [
             Fusion(
-                FusionConfig(**tree["fusion"]), variant, vqgan_config.grid**2, *reversed(vqgan.codebook.weight.shape)
+                FusionConfig(**tree["fusion"]),
+                variant_of(name)[0],
+                vqgan_config.grid**2,
+                *reversed(vqgan.codebook.weight.shape),
             )
-            for variant in tree["variants"]
+            for name in tree["variants"]
         ]
-    assert vqgan_config.grid == (12 if path.stem == "demo" else 16), "16 is the paper's; the demo has smaller pictures"
+    assert vqgan_config.grid == {"demo": 12, "ablation": 8}.get(path.stem, 16), "16 is the paper's; small pictures less"
     if path.stem == "paper":
         assert sum(p.numel() for p in vqgan.parameters()) == 75_688_259
         assert sum(p.numel() for p in fusions[0].parameters()) == 13_536_864

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
 
-from codeswap.evaluate.results import Estimate, Evaluation, comparable, measure, measured
-from codeswap.evaluate.tables import METHODS, PAPER_TABLE_3, VARIANTS, Table, cell
+from codeswap.evaluate.results import Estimate, Evaluation, by_variant, comparable, measure, measured
+from codeswap.evaluate.tables import METHODS, PAPER_TABLE_3, VARIANTS, Table, cell, cell_of_trainings
 
 RIVALS = ("FSGAN", "MegaFS", "SimSwap", "InfoSwap", "BlendFace", "DiffSwap", "E4S")
 CALIBRATION = ("true_swap", "copy_target", "copy_source", "paste")
@@ -21,8 +22,9 @@ NOTE = (
 )
 
 
-def paper_tables(evaluations: Sequence[Evaluation]) -> tuple[list[Table], list[str]]:
-    """Table 1 over all test sets, Table 3 for each, and a sentence for each comparison that was refused."""
+def paper_tables(evaluations: Sequence[Evaluation]) -> tuple[list[Table], list[str], list[str]]:
+    """Table 1 over all test sets, Table 3 for each; which of its orders agree with the paper's; and a sentence for each
+    comparison that was refused."""
     groups: dict[str, list[Evaluation]] = {}
     refused: list[str] = []
     for testset in dict.fromkeys(e.testset for e in evaluations):
@@ -30,7 +32,8 @@ def paper_tables(evaluations: Sequence[Evaluation]) -> tuple[list[Table], list[s
         groups[testset] = first
         refused += problems
     tables = [table_1({name: group[0] for name, group in groups.items()})]
-    return [*tables, *(table_3(name, group) for name, group in groups.items())], refused
+    tables += [table_3(name, group) for name, group in groups.items()]
+    return tables, [sentence for name, group in groups.items() for sentence in orders(name, group)], refused
 
 
 def table_1(evaluations: Mapping[str, Evaluation]) -> Table:
@@ -59,17 +62,52 @@ def _row(title: str, evaluations: Mapping[str, Evaluation], matches: Callable[[s
 
 def table_3(testset: str, evaluations: Sequence[Evaluation]) -> Table:
     """The variants of Table 3 on one test set; what the paper prints stands beside it."""
-    found = {e.variant: e for e in evaluations}
+    found = by_variant(evaluations)
     title, name = frechet(evaluations[0])
-    rows = []
-    for variant, text in VARIANTS.items():
-        estimates = found[variant].methods["swap"] if variant in found else {}
-        rows.append((text, *_cells(estimates, name), *PAPER_TABLE_3[variant]))
-    if "ours" in found and "swap_without_mask" in found["ours"].methods:
-        bare = found["ours"].methods["swap_without_mask"]
-        rows.insert(-1, ("w/o M (no mask generator)", *_cells(bare, name), *("–",) * 5))
+
+    def cells(variant: str, method: str = "swap") -> list[str]:
+        known = [e.methods.get(method, {}) for e in found.get(variant, [])]
+        return [cell_of_trainings(n, [estimates.get(n) for estimates in known]) for n in (*COLUMNS.values(), name)]
+
+    rows = [(text, *cells(variant), *PAPER_TABLE_3[variant]) for variant, text in VARIANTS.items()]
+    if any("swap_without_mask" in e.methods for e in found.get("ours", [])):
+        rows.insert(-1, ("w/o M (no mask generator)", *cells("ours", "swap_without_mask"), *("–",) * 5))
     header = ("variant", *COLUMNS, f"{title} ↓", "paper ID R", "paper ID Sim", "paper Exp", "paper Pose", "paper FID")
-    return Table(f"Table 3: ablation on {testset}", header, rows, NOTE)
+    counts = ", ".join(f"{len(found[v])} of {v}" for v in VARIANTS if len(found.get(v, [])) > 1)
+    note = f"Mean ± standard deviation over trainings with other seeds ({counts}). {NOTE}" if counts else NOTE
+    return Table(f"Table 3: ablation on {testset}", header, rows, note)
+
+
+def orders(testset: str, evaluations: Sequence[Evaluation]) -> list[str]:
+    """For each variant in which measures ours is better or worse, and whether the paper finds the same.
+
+    A difference counts from the standard deviation of a difference of two trainings on, pooled over both; of single
+    trainings every one does, and the sentence says that they are single.
+    """
+    found, (title, name) = by_variant(evaluations), frechet(evaluations[0])
+    columns = {re.sub(r" \(.*| [↑↓]", "", text): metric for text, metric in COLUMNS.items()} | {title: name}
+    sentences = []
+    for variant in (v for v in VARIANTS if v != "ours" and v in found and "ours" in found):
+        verdicts: dict[str, list[str]] = {}
+        for place, (column, metric) in enumerate(columns.items()):
+            ours, other = ([e.methods["swap"][metric].value for e in found[v] if metric in e.methods["swap"]]
+                           for v in ("ours", variant))  # fmt: skip
+            if not ours or not other:
+                continue
+            sign = 1 if measure(metric).better == "higher" else -1
+            gain = sign * (mean(ours) - mean(other))
+            spread = sum(stdev(values) ** 2 for values in (ours, other) if len(values) > 1) ** 0.5
+            theirs = sign * (float(PAPER_TABLE_3["ours"][place]) - float(PAPER_TABLE_3[variant][place]))
+            if abs(gain) <= spread:
+                verdict = "no difference beyond the seeds' in"
+            else:
+                word = "better" if gain > 0 else "worse"
+                verdict = f"ours is {word}{', as in the paper,' if gain * theirs > 0 else ', unlike the paper,'} in"
+            verdicts.setdefault(verdict, []).append(column)
+        single = "" if min(len(found["ours"]), len(found[variant])) > 1 else " (single trainings)"
+        told = "; ".join(f"{verdict} {', '.join(names)}" for verdict, names in verdicts.items())
+        sentences.append(f"{testset}, {VARIANTS[variant]}{single}: {told}.")
+    return sentences
 
 
 def _cells(estimates: Mapping[str, Estimate], frechet_name: str) -> list[str]:

@@ -23,7 +23,7 @@ from codeswap.evaluate.figures import curves_figure, read_curve, save, trade_off
 from codeswap.evaluate.findings import findings
 from codeswap.evaluate.paper import paper_tables
 from codeswap.evaluate.reference import read_reference
-from codeswap.evaluate.results import Evaluation, comparable, measured, read_evaluations
+from codeswap.evaluate.results import Evaluation, by_variant, comparable, measured, read_evaluations
 from codeswap.evaluate.tables import Table, as_html, as_latex, as_markdown, as_text
 
 TERMINAL, PAPER = "table.txt", "paper.txt"
@@ -117,12 +117,11 @@ def write_report(metrics: Path, models: Path, data: Path, references: Path, out:
             ],
         )
     )
-    in_papers_layout, refused = paper_tables(evaluations)
-    sections.insert(
-        0, Section("In the paper's layout", [refused, *in_papers_layout] if refused else [*in_papers_layout])
-    )
+    in_papers_layout, orders, refused = paper_tables(evaluations)
+    told = [sentences for sentences in (orders, refused) if sentences]
+    sections.insert(0, Section("In the paper's layout", [*told, *in_papers_layout]))
     _write_latex(out / "tables", sections)
-    (out / PAPER).write_text("\n\n".join([*map(as_text, in_papers_layout), *refused]) + "\n")
+    (out / PAPER).write_text("\n\n".join([*map(as_text, in_papers_layout), *orders, *refused]) + "\n")
     (out / "index.html").write_text(_page(sections))
     (out / "report.md").write_text(_markdown(sections, out))
     (out / TERMINAL).write_text(_terminal(evaluations))
@@ -140,7 +139,8 @@ def show(out: Path, paper: bool = False) -> str:
 def _test_set(evaluations: list[Evaluation], metrics: Path, out: Path) -> Section:
     first = evaluations[0]
     parts: list[str | list[str] | Table | Picture] = [findings(first), tables.methods_table(first)]
-    for evaluation in evaluations:
+    shown = [trainings[0] for trainings in by_variant(evaluations).values()]  # of repetitions, numbers are enough
+    for evaluation in shown:
         for panel, caption in _PANELS.items():
             picture = metrics / evaluation.variant / f"{evaluation.testset}.{panel}.png"
             if picture.exists():
@@ -153,7 +153,7 @@ def _test_set(evaluations: list[Evaluation], metrics: Path, out: Path) -> Sectio
     parts.append(tables.variants_table(evaluations))
     second = tables.methods_table(first, measured([first], tables.SECOND_COLUMNS))
     parts.append(second._replace(title=f"{first.testset}: further measures (variant `{first.variant}`)"))
-    for evaluation in evaluations[1:]:
+    for evaluation in shown[1:]:
         parts += [tables.methods_table(evaluation), findings(evaluation)]
     return Section(f"Test set {first.testset}", parts)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -177,6 +178,14 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         except ValidationError as error:
             raise ValueError(f"{path} is no metrics file of this version, run its evaluation again: {error}") from None
     return sorted(evaluations, key=lambda e: (e.testset, order_of_variants(e.variant)))
+
+
+def by_variant(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    """The trainings of each variant: `hard`, `hard-1` and `hard-2` are three of `hard`."""
+    found: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        found.setdefault(re.sub(r"-\d+$", "", evaluation.variant), []).append(evaluation)
+    return found
 
 
 def order_of_variants(variant: str) -> tuple[bool, str]:

@@ -4,9 +4,10 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import NamedTuple
 
-from codeswap.evaluate.results import Estimate, Evaluation, measure, measured, order_of_variants
+from codeswap.evaluate.results import Estimate, Evaluation, by_variant, measure, measured, order_of_variants
 
 METHODS = {
     "swap": "CodeSwap",
@@ -93,6 +94,15 @@ def cell(name: str, estimate: Estimate | None, interval: bool = True) -> str:
     return f"{text} [{number(estimate.low, style).removesuffix(' %')}, {number(estimate.high, style)}]"
 
 
+def cell_of_trainings(name: str, estimates: Sequence[Estimate | None]) -> str:
+    """Mean and standard deviation over several trainings of a variant; of one, its value with its interval."""
+    values = [estimate.value for estimate in estimates if estimate is not None]
+    if len(values) < 2:
+        return cell(name, next((estimate for estimate in estimates if estimate is not None), None))
+    style = measure(name).style
+    return f"{number(mean(values), style).removesuffix(' %')} ± {number(stdev(values), style)}"
+
+
 def header(names: Sequence[str]) -> tuple[str, ...]:
     """Column titles; an arrow says which way is better."""
     arrow = {"higher": " ↑", "lower": " ↓", "": ""}
@@ -124,19 +134,17 @@ def methods_table(evaluation: Evaluation, names: Sequence[str] | None = None, in
 def variants_table(evaluations: Sequence[Evaluation]) -> Table:
     """Table 3's layout: the variants of one test set, beside what the paper prints for its own."""
     names = measured(evaluations, VARIANT_COLUMNS)
-    found = {e.variant: e for e in evaluations}
-    rows = []
+    found, rows, blank = by_variant(evaluations), [], ("–",) * len(PAPER_COLUMNS)
     for variant in sorted({*VARIANTS, *found}, key=lambda v: (v == "ours", order_of_variants(v))):
-        swap = found[variant].methods["swap"] if variant in found else {}
-        paper = PAPER_TABLE_3.get(variant, ("–",) * len(PAPER_COLUMNS))
-        rows.append((VARIANTS.get(variant, variant), *(cell(n, swap.get(n)) for n in names), *paper))
-        if variant in found and "swap_without_mask" in found[variant].methods:
-            bare = found[variant].methods["swap_without_mask"]
-            blank = ("–",) * len(PAPER_COLUMNS)
-            rows.append((f"{VARIANTS.get(variant, variant)}, w/o M", *(cell(n, bare.get(n)) for n in names), *blank))
+        for method, suffix in (("swap", ""), ("swap_without_mask", ", w/o M")):
+            known = [e.methods[method] for e in found.get(variant, []) if method in e.methods]
+            if known or not suffix:
+                cells = [cell_of_trainings(n, [estimates.get(n) for estimates in known]) for n in names]
+                paper = blank if suffix else PAPER_TABLE_3.get(variant, blank)
+                rows.append((VARIANTS.get(variant, variant) + suffix, *cells, *paper))
     note = (
         "The paper's columns are CelebA-HQ at 512 px, judged by other networks, in units it does not state: compare "
-        "ranks, not values. A row of dashes was not run."
+        "ranks, not values. A row of dashes was not run. Of several trainings: mean ± standard deviation."
     )
     return Table(f"{evaluations[0].testset}: variants", ("variant", *header(names), *PAPER_COLUMNS), rows, note)
 
@@ -205,7 +213,7 @@ def as_markdown(table: Table) -> str:
 
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
-          "`": "", "é": r"\'e"}  # fmt: skip
+          "`": "", "±": r"$\pm$", "é": r"\'e"}  # fmt: skip
 
 
 def as_latex(table: Table) -> str:
