@@ -10,7 +10,7 @@ from codeswap.models.mask import MaskConfig, MaskGenerator, blend
 from codeswap.models.quantizer import QuantizerConfig
 from codeswap.models.store import read_model
 from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
-from codeswap.types import Image, Latent, Mask, Swap
+from codeswap.types import FeatureMap, Image, Latent, Mask, Swap
 
 
 class CodeSwap(nn.Module):
@@ -34,6 +34,13 @@ class CodeSwap(nn.Module):
             return Swap(image_ab, None, naive_ab, None, mask_b, None)
         image_ba, naive_ba, mask_a = self.paint(codes.z_q_ba, image_a, features_a)
         return Swap(image_ab, image_ba, naive_ab, naive_ba, mask_b, mask_a)
+
+    def swap_onto(self, z_a: FeatureMap, image_b: Image) -> tuple[Image, Mask | None]:
+        """One direction, for many targets of one source whose latent is known: the naive image and its mask."""
+        z_b, features_b = self.vqgan.encoder_features(image_b)
+        codes = self.fusion(tokens(z_a), tokens(z_b), self.vqgan.codebook.weight)
+        _, naive, mask = self.paint(codes.z_q_ab, image_b, features_b)
+        return naive, mask
 
     def paint(self, z_q: Latent, target: Image, target_features: list[Tensor]) -> tuple[Image, Image, Mask | None]:
         """Decode codes that lie at the target's places and blend them into it: (blended image, naive image, mask)."""

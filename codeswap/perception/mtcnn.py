@@ -80,7 +80,7 @@ class MTCNN(nn.Module):
         device = self.pnet.get_submodule("conv1").weight.device
         shrink = min(1.0, self.longest_side / max(image.shape[:2]))
         height, width = (round(side * shrink) for side in image.shape[:2])
-        channels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[:, None, None]
+        channels = torch.from_numpy(np.require(image, requirements="CW")).to(device).permute(2, 0, 1)[:, None, None]
         pixels = torch.cat([_area(channel.float(), height, width) for channel in channels], dim=1)  # large ones in turn
         boxes = self._propose(pixels)
         boxes, scores, move, _ = self._judge(pixels, boxes, self.rnet, 24, self.thresholds[1])

@@ -84,6 +84,20 @@ class Swapper:
         columns = [*(_each(_pixels, x, len(pairs)) for x in images), *(_each(_numbers, x, len(pairs)) for x in masks)]
         return [SwappedCrops(*row) for row in zip(*columns, strict=True)]
 
+    @torch.inference_mode()
+    def onto(self, a: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
+        """What puts the person of one crop on others, one direction only: crop -> naive image and mask."""
+        with self._autocast():
+            z_a = self.model.vqgan.encode(self.tensor(a))
+
+        @torch.inference_mode()
+        def swap(b: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+            with self._autocast():
+                naive, mask = self.model.swap_onto(z_a, self.tensor(b))
+            return _pixels(naive[0]), None if mask is None else _numbers(mask[0])
+
+        return swap
+
     def swap(self, a: np.ndarray, b: np.ndarray) -> SwappedCrops:
         """Both directions of one pair."""
         return self.swap_all([(a, b)])[0]

@@ -114,7 +114,8 @@ class FrameSwapper:
     """Puts the person of one aligned crop on frame after frame, and keeps count of how steady the result is."""
 
     def __init__(self, swapper: Swapper, source: np.ndarray, tracker: Tracker, match_colour: bool) -> None:
-        self._swapper, self._source, self._tracker, self._match_colour = swapper, source, tracker, match_colour
+        self._size, self._swap = swapper.size, swapper.onto(source)
+        self._tracker, self._match_colour = tracker, match_colour
         self._mask: np.ndarray | None = None
         self._before: tuple[np.ndarray, np.ndarray] | None = None  # crop and swap of the frame before
         self._changes = [0.0, 0.0]  # of the inputs, of the results
@@ -129,22 +130,21 @@ class FrameSwapper:
             return pixels
         try:
             quad = quad_of(points)
-            crop = align(pixels, quad, self._swapper.size).pixels
+            crop = align(pixels, quad, self._size).pixels
         except ValueError:  # points that show no face, or one outside the frame
             self._mask = self._before = None
             return pixels
-        found = self._swapper.swap(self._source, crop)
-        mask = found.mask_b
+        naive, mask = self._swap(crop)
         if mask is not None and self._mask is not None:
             mask = self._mask + MASK_SHARE * (mask - self._mask)
         self._mask = mask
         if self._before is not None:
             weight = np.ones(crop.shape[:2]) if mask is None else mask
-            for place, (now, then) in enumerate(zip((crop, found.naive_ab), self._before, strict=True)):
+            for place, (now, then) in enumerate(zip((crop, naive), self._before, strict=True)):
                 self._changes[place] += float((np.abs(now.astype(np.float32) - then).mean(axis=2) * weight).mean())
-        self._before = crop, found.naive_ab
+        self._before = crop, naive
         self.swapped += 1
-        return paste(pixels, Face(quad, crop), found.naive_ab, mask, self._match_colour)
+        return paste(pixels, Face(quad, crop), naive, mask, self._match_colour)
 
     @property
     def steadiness(self) -> float | None:
