@@ -34,9 +34,15 @@ class Res(nn.Module):
             nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(_activated(self.norm1, x))
+        h = self.conv2(_activated(self.norm2, h))
         return self.shortcut(x) + h
+
+
+def _activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """Swish of the normalised `x`, in the normalisation's own memory where no gradient needs that."""
+    h = norm(x)
+    return F.silu(h, inplace=h is not x and not h.requires_grad)
 
 
 class SpatialAttention(nn.Module):
