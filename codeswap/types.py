@@ -48,6 +48,7 @@ PARSING_LABELS = {
     7: "left ear", 8: "right ear", 9: "earring", 10: "nose", 11: "inner mouth", 12: "upper lip", 13: "lower lip",
     14: "neck", 15: "necklace", 16: "cloth", 17: "hair", 18: "hat",
 }  # fmt: skip
+REGIONS = {"brows": (2, 3), "eyes": (4, 5), "nose": (10,), "mouth": (11, 12, 13), "skin": (1,)}  # of Fig. 8
 
 
 class Config(BaseModel):

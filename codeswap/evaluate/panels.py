@@ -13,9 +13,8 @@ from codeswap.evaluate.methods import Batch, Pictures
 from codeswap.evaluate.views import attention, degraded, through_codes
 from codeswap.models.codeswap import CodeSwap
 from codeswap.models.regional import swap_region
-from codeswap.types import Image
+from codeswap.types import REGIONS, Image
 
-REGIONS = {"brows": (2, 3), "eyes": (4, 5), "nose": (10,), "mouth": (11, 12, 13), "skin": (1,)}  # PARSING_LABELS
 PLACES = {"eye": (0.38, 0.47), "nose": (0.5, 0.61), "mouth": (0.5, 0.74)}  # of the FFHQ crop, x and y
 SHOWN = 128  # pixels, about, of a face
 

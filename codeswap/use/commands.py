@@ -8,13 +8,14 @@ import numpy as np
 import typer
 from scipy.ndimage import gaussian_filter, maximum_filter
 
+from codeswap.types import REGIONS
 from codeswap.use import credentials, photographs, watermark
 from codeswap.use.errors import UnreadableError, UseError, ended
 from codeswap.use.loading import load_detector, load_identity, load_swapper
 from codeswap.use.output import MIME, check_suffix, write_picture
 from codeswap.use.pairs import Choice, Tools, pairs_of, read_pairs, result_name, swap_pair, swap_pairs
 from codeswap.use.photographs import Like, portrait
-from codeswap.use.regions import NAMES, region_of
+from codeswap.use.regions import region_of
 from codeswap.use.video import VIDEOS, FrameSwapper, Report, Tracker, first_frame, swap_video
 from codeswap.use.view_commands import PrecisionOption
 
@@ -77,7 +78,7 @@ def swap(
     weights: Annotated[Path | None, typer.Option(help="folder of the face detector's weights")] = None,
     match_colour: Annotated[bool, typer.Option(help="give the swapped face the target's colours")] = False,
     region: Annotated[
-        str | None, typer.Option(help=f"only this part of B's face: {', '.join(NAMES)}, or a mask painted over B")
+        str | None, typer.Option(help=f"only this part of B's face: {', '.join(REGIONS)}, or a mask painted over B")
     ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="also write crops, naive swaps and masks")] = False,
     precision: PrecisionOption = "fp32",

@@ -7,30 +7,28 @@ import torch
 
 from codeswap.data.align import align
 from codeswap.perception.roles import PerceptionError, load
+from codeswap.types import REGIONS
 from codeswap.use.errors import MissingModelError, UnreadableError
 from codeswap.use.loading import Swapper
 from codeswap.use.photographs import Face, read
 
-# Label ids of types.PARSING_LABELS
-NAMES = {"brows": (2, 3), "eyes": (2, 3, 4, 5), "nose": (10,), "mouth": (11, 12, 13), "skin": (1,)}
-
 
 def region_of(name: str, face: Face, picture: np.ndarray, swapper: Swapper, perception: Path) -> np.ndarray:
-    """The region of a face's crop, bool (s, s): of NAMES by the parsing network, or painted bright over the photograph.
+    """The region of a face's crop, bool (s, s): of REGIONS by the parsing network, or painted over the photograph.
 
     Raises MissingModelError when nothing fills the role `parsing`, UnreadableError for another name or size, or when
     the region is empty.
     """
-    if name in NAMES:
+    if name in REGIONS:
         try:
             labels = load(perception, "parsing").label_map(swapper.tensor(face.crop).cpu())[0]
         except PerceptionError as error:
             raise MissingModelError(f"{error}, or paint the region and give its file") from None
-        inside = torch.isin(labels, torch.tensor(NAMES[name], dtype=labels.dtype)).numpy()
+        inside = torch.isin(labels, torch.tensor(REGIONS[name], dtype=labels.dtype)).numpy()
     else:
         painted = read(Path(name)) if Path(name).suffix else None
         if painted is None:
-            raise UnreadableError(f"there is no region {name!r}: give {', '.join(NAMES)}, or a mask's file")
+            raise UnreadableError(f"there is no region {name!r}: give {', '.join(REGIONS)}, or a mask's file")
         if painted.shape != picture.shape:
             found, wanted = ("x".join(map(str, x.shape[1::-1])) for x in (painted, picture))
             raise UnreadableError(f"{name} is {found}, the photograph {wanted}: paint the region over the photograph")
