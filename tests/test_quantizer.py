@@ -59,6 +59,42 @@ def test_straight_through_has_the_value_of_the_code_and_the_gradient_of_z():
     assert torch.equal(dq, torch.ones(2, 2))
 
 
+def test_rotation_has_the_value_of_the_code_and_turns_the_gradient_with_it():
+    book = Codebook(QuantizerConfig(n_codes=2, passes="rotation"), 2)
+    with torch.no_grad():
+        book.weight.copy_(torch.tensor([[0.0, 2.0], [-9.0, -9.0]]))
+    z = torch.tensor([[[1.0, 0.0]]], requires_grad=True)  # a quarter turn and twice the length away from its code
+    out = book.straight_through(z)
+    torch.testing.assert_close(out.passed, out.z_q)
+    out.passed.backward(torch.tensor([[[0.0, 1.0]]]))  # along the code: along the token, by the scale
+    torch.testing.assert_close(z.grad, torch.tensor([[[2.0, 0.0]]]))
+    assert book.weight.grad is None
+    torch.manual_seed(0)
+    z = torch.randn(3, 5, 4)
+    big = Codebook(QuantizerConfig(n_codes=7, passes="rotation"), 4)
+    with torch.no_grad():
+        big.weight.normal_()
+    torch.testing.assert_close(big.straight_through(z).passed, big.straight_through(z).z_q, rtol=1e-4, atol=1e-5)
+
+
+def test_index_has_the_value_of_the_code_and_its_gradient_reaches_every_code():
+    torch.manual_seed(0)
+    book = Codebook(QuantizerConfig(n_codes=5, passes="index"), 3)
+    with torch.no_grad():
+        book.weight.normal_()
+    z = torch.randn(2, 4, 3, requires_grad=True)
+    out = book.straight_through(z)
+    torch.testing.assert_close(out.passed, out.z_q)
+    slope = torch.randn(2, 4, 3)
+    out.passed.backward(slope)
+    found = z.grad.clone(), book.weight.grad.clone()
+    z.grad = book.weight.grad = None
+    chosen = -torch.cdist(z, book.weight).square()  # of the soft choice, and of the code that was chosen
+    (chosen.softmax(-1) @ book.weight.detach() + book.weight[chosen.argmax(-1)]).backward(slope)
+    torch.testing.assert_close(found, (z.grad, book.weight.grad), rtol=1e-4, atol=1e-5)
+    assert (found[1].abs().sum(1) > 0).all()
+
+
 def test_soft_codes_by_hand():
     book = with_codes([[0.0], [1.0]])
     book.nearest_distance.fill_(0.5)

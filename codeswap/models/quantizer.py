@@ -14,13 +14,20 @@ ROWS_AT_ONCE = 4_096  # bounds the table: 4,096 x 1,024 codes in fp32 = 16 MiB, 
 
 
 class QuantizerConfig(Config):
-    """The codebook and Eq. 4. The defaults are the paper's; `kmeans`, `ema`, restarts and soft shares are off-paper."""
+    """The codebook and Eq. 4. The defaults are the paper's; `rotation`, `index`, `kmeans`, `ema`, restarts and soft
+    shares are off-paper.
+
+    `passes`: how the encoder learns through the choice of a code. `copy` is the paper's "gradient replication";
+    `rotation` turns and scales the gradient as the code lies to the token (Fifty et al., arXiv 2410.06424); `index`
+    passes it through the softmax of the distances, to every code too (IBQ, Shi et al., arXiv 2412.02692).
+    """
 
     n_codes: PositiveInt = 1024
     beta: NonNegativeFloat = 0.25
     beta_on: Literal["codebook", "commitment"] = "codebook"  # Eq. 4 as printed; VQ-VAE puts it on the commitment term
     norm: Literal["mse", "l2norm"] = "mse"  # Eq. 4 prints an unsquared norm, the cited code takes the mean square
     init: Literal["uniform", "kmeans"] = "uniform"
+    passes: Literal["copy", "rotation", "index"] = "copy"
     update: Literal["gradient", "ema"] = "gradient"
     ema_decay: float = Field(0.99, ge=0, lt=1)
     restart_below: float = Field(0.0, ge=0, lt=1)  # a code used less than this share of the mean is dead; 0 = never
@@ -68,6 +75,15 @@ def decoding_mix(config: QuantizerConfig, batch: int, generator: torch.Generator
     continuous = kind < config.continuous_share
     soft = ~continuous & (kind < config.continuous_share + config.soft_share)
     return DecodingMix(torch.where(soft, low + (high - low) * where, 0.0), continuous)
+
+
+def _rotated(z: Latent, z_q: Latent) -> Latent:
+    """`z_q` as z times a constant rotation and scale: its gradient reaches z turned back, angles kept."""
+    e, q = (F.normalize(x.detach().float(), dim=-1, eps=1e-6) for x in (z, z_q))
+    half = F.normalize(e + q, dim=-1, eps=1e-6)
+    scale = z_q.float().norm(dim=-1, keepdim=True) / z.detach().float().norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    turned = z - 2 * half * (half * z).sum(-1, keepdim=True) + 2 * q * (e * z).sum(-1, keepdim=True)
+    return scale * turned
 
 
 def perplexity(counts: Float[Tensor, " k"]) -> Scalar:
@@ -125,10 +141,18 @@ class Codebook(nn.Module):
         return F.embedding(codes, self.weight)
 
     def straight_through(self, z: Latent) -> Quantised:
-        """Nearest codes with the paper's "gradient replication": z + sg[z_q - z]."""
+        """Nearest codes, and how their gradient reaches z: by default the paper's "gradient replication"."""
         codes = self.nearest(z)
         z_q = self.lookup(codes)
-        return Quantised(z + (z_q - z).detach(), z_q, codes)
+        match self.config.passes:
+            case "copy":
+                passed = z + (z_q - z).detach()
+            case "rotation":
+                passed = _rotated(z, z_q.detach())
+            case "index":
+                soft = (-self.distances(z) / self.nearest_distance).softmax(dim=-1)
+                passed = z_q + (soft - soft.detach()) @ self.weight
+        return Quantised(passed, z_q, codes)
 
     def soft(self, z: Latent, temperature: Float[Tensor, " b"] | float) -> Latent:
         """softmax(-||z - q||^2 / (temperature * running mean nearest distance)) Q; temperature per sample or for all.
