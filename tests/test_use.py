@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -349,3 +351,21 @@ def test_eight_bits_convert_all_but_first_and_last_convolutions_and_padding_stay
     ]
     assert {id(layer) for layer in left} == wanted | {id(vqgan.decoder.conv_out)}
     assert sum(isinstance(layer, Int8Conv) for layer in model.modules()) > 10
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_taken_again_without_new_pages_from_the_system(kept: bool) -> None:
+    program = (
+        "import resource, torch\n"
+        "from codeswap.use.memory import keep_freed_memory\n"
+        f"assert not {kept} or keep_freed_memory()\n"
+        "def faults():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def fill():\n"
+        "    torch.empty(16 * 2**20).fill_(1.0)\n"  # 64 MB, 16,384 pages
+        "fill(); fill(); before = faults()\n"
+        "for _ in range(5): fill()\n"
+        "print(faults() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 2_000) == kept

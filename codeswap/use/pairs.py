@@ -17,6 +17,7 @@ from codeswap.use.swapping import Swapped, swap_portraits
 
 Choice = int | Like | None
 Pair = tuple[Path, Path]
+_HELD = 2**28  # bytes of photographs read before their pass
 _PIXELS = 512 * 512  # of one side of a pass: a pair at the paper's size, more of smaller models'
 
 
@@ -58,19 +59,25 @@ def swap_pairs(tools: Tools, pairs: list[Pair], out: Path, together: int | None)
     """
     together = together or max(1, _PIXELS // tools.swapper.size**2)
     failed, todo = {}, [pair for pair in pairs if not _finished(tools, pair, out)]
-    with tqdm(total=len(pairs), initial=len(pairs) - len(todo), unit="pair", disable=None) as bar:
-        for begin in range(0, len(todo), together):
-            readable: dict[Pair, tuple[Portrait, Portrait]] = {}
-            for pair in todo[begin : begin + together]:
-                try:
-                    a, b = (portrait(path, tools.detector, tools.swapper.size, None) for path in pair)
-                    readable[pair] = a, b
-                except (NoFaceError, UnfitFaceError, UnreadableError) as error:
-                    failed[" ".join(map(str, pair))] = str(error)
-            made = swap_portraits(tools.swapper, list(readable.values()), tools.match_colour) if readable else []
-            for (pair, found), swapped in zip(readable.items(), made, strict=True):
-                _write(tools, pair, found, swapped, out)
-            bar.update(len(todo[begin : begin + together]))
+    waiting: dict[Pair, tuple[Portrait, Portrait]] = {}
+
+    def swap_waiting() -> None:
+        made = swap_portraits(tools.swapper, list(waiting.values()), tools.match_colour)
+        for (pair, found), swapped in zip(waiting.items(), made, strict=True):
+            _write(tools, pair, found, swapped, out)
+        waiting.clear()
+
+    for pair in tqdm(todo, total=len(pairs), initial=len(pairs) - len(todo), unit="pair", disable=None):
+        try:
+            a, b = (portrait(path, tools.detector, tools.swapper.size, None) for path in pair)
+            waiting[pair] = a, b
+        except (NoFaceError, UnfitFaceError, UnreadableError) as error:
+            failed[" ".join(map(str, pair))] = str(error)
+        held = sum(side.pixels.nbytes for both in waiting.values() for side in both)
+        if len(waiting) == together or held > _HELD:
+            swap_waiting()
+    if waiting:
+        swap_waiting()
     return failed
 
 
