@@ -369,4 +369,4 @@ def test_freed_memory_is_taken_again_without_new_pages_from_the_system(kept: boo
         "print(faults() - before)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert (int(done.stdout) < 2_000) == kept
+    assert (int(done.stdout) < 3 * 16_384) == kept  # 5 of them without; at most a growth of the heap with
