@@ -50,11 +50,12 @@ def test_second_passes_and_triplets_cost_what_their_shares_say() -> None:
 
 
 def test_the_papers_stages_cost_teraflops() -> None:
-    """METHOD counts 1.37 TFLOP for one swap of a pair at 512 px; Stage 3 runs just that and a small mask network."""
+    """METHOD counts 1.37 TFLOP for one swap of a pair at 512 px; Stage 3 runs just that and a small mask network, and
+    without gradients up-sampling takes 4/9 of its share (layers.ConvUp)."""
     params = Trainings(*(load_params(PROFILES / "paper.yaml", kind) for kind in Trainings.__annotations__.values()))
     steps = {name: (training, step) for name, training, step in stage_steps(params, "ours", "meta")}
     found = {name: cost(name, *steps[name]) for name in ("swap", "mask")}
-    assert found["mask"].flops == pytest.approx(1.37e12, rel=0.05)
+    assert found["mask"].flops == pytest.approx(1.27e12, rel=0.02)
     assert 2e12 < found["swap"].flops < 3e12 and found["swap"].trained < 20e6 < found["swap"].frozen
     assert found["swap"].samples == 32 * 600_000
 
