@@ -48,8 +48,7 @@ def moving(picture: Path, count: int, size: int) -> list[np.ndarray]:
 
 
 def swapping(swapper: Swapper, source: np.ndarray) -> tuple[FrameSwapper, Tracker]:
-    tracker = Tracker(load_detector(), None)
-    return FrameSwapper(swapper, source, tracker, False), tracker
+    return FrameSwapper(swapper, source, False), Tracker(load_detector(), None)
 
 
 def main() -> None:
@@ -67,12 +66,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         video, out = Path(scratch) / "in.mp4", Path(scratch) / "out.mp4"
         encode(moving(options.b, options.frames, options.size), video, mark=False)
-        swapping(swapper, source)[0](decode(video)[0])  # warms up
+        frames, tracker = swapping(swapper, source)
+        frames(first := decode(video)[0], *tracker.follow(first))  # warms up
         times = [time.perf_counter()]
         decoded = decode(video)
         times.append(time.perf_counter())
         frames, tracker = swapping(swapper, source)
-        swapped = [frames(pixels) for pixels in decoded]
+        swapped = [frames(pixels, *tracker.follow(pixels)) for pixels in decoded]
         times.append(time.perf_counter())
         encode(swapped, out, mark=True)
         times.append(time.perf_counter())

@@ -84,7 +84,7 @@ def put(trained: Path, video: Path, out: Path, mark: bool = True, position: int 
     swapper = load_swapper(trained / "models", "ours")
     source = Faces([trained / "data/shards/train/tiny"]).read(40)
     tracker = Tracker(FindsPastedFaces(), position)
-    return swap_video(FrameSwapper(swapper, source, tracker, False), tracker, video, out, swapper.facts, mark)
+    return swap_video(FrameSwapper(swapper, source, False), tracker, video, out, swapper.facts, mark)
 
 
 def test_every_frame_stays_in_time_and_only_faces_change(trained: Path, video: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def swap_onto_video(
     if isinstance(face_b, Like):
         raise UnreadableError("a video's face is chosen by its position from the left where a shot begins")
     tracker = Tracker(tools.detector, face_b)
-    frames = FrameSwapper(tools.swapper, source.crop, tracker, tools.match_colour)
+    frames = FrameSwapper(tools.swapper, source.crop, tools.match_colour)
     return swap_video(frames, tracker, video, out, tools.swapper.facts, tools.mark)
 
 

@@ -113,20 +113,19 @@ def _centre(face: Detection) -> np.ndarray:
 class FrameSwapper:
     """Puts the person of one aligned crop on frame after frame, and keeps count of how steady the result is."""
 
-    def __init__(self, swapper: Swapper, source: np.ndarray, tracker: Tracker, match_colour: bool) -> None:
-        self._size, self._swap = swapper.size, swapper.onto(source)
-        self._tracker, self._match_colour = tracker, match_colour
+    def __init__(self, swapper: Swapper, source: np.ndarray, match_colour: bool) -> None:
+        self._size, self._swap, self._match_colour = swapper.size, swapper.onto(source), match_colour
         self._mask: np.ndarray | None = None
         self._before: tuple[np.ndarray, np.ndarray] | None = None  # crop and swap of the frame before
         self._changes = [0.0, 0.0]  # of the inputs, of the results
         self.swapped = 0
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """The next frame with its face swapped, or itself where the face is not seen."""
-        points, cut = self._tracker.follow(pixels)
-        if cut or points is None:
+    def __call__(self, pixels: np.ndarray, points: np.ndarray | None, cut: bool) -> np.ndarray:
+        """The next frame with its face swapped where the tracker saw it (`Tracker.follow`), or the frame itself."""
+        hidden = points is None or in_profile(points)
+        if cut or hidden:
             self._mask = self._before = None
-        if points is None or in_profile(points):
+        if hidden:
             return pixels
         try:
             quad = quad_of(points)
@@ -166,7 +165,7 @@ def swap_video(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, signed = (out.with_name(f".{out.stem}.{kind}.partial.mp4") for kind in ("frames", "signed"))
     try:
-        count, broken = _pass_through(frames, video, partial, mark)
+        count, broken = _pass_through(frames, tracker, video, partial, mark)
         if not frames.swapped:
             raise NoFaceError(f"{video}: no frame shows the face that is asked for")
         if mark:
@@ -182,7 +181,7 @@ def swap_video(
     return Report(count, frames.swapped, tracker.shots, frames.steadiness, broken)
 
 
-def _pass_through(frames: FrameSwapper, video: Path, out: Path, mark: bool) -> tuple[int, str | None]:
+def _pass_through(frames: FrameSwapper, tracker: Tracker, video: Path, out: Path, mark: bool) -> tuple[int, str | None]:
     """Decodes, swaps, marks and encodes; copies the sound. The number of frames, and where the input breaks off."""
     if not video.exists():
         raise UnreadableError(f"{video} does not exist")
@@ -215,13 +214,20 @@ def _pass_through(frames: FrameSwapper, video: Path, out: Path, mark: bool) -> t
             target.mux(encoder.encode(made))
 
         bar = tqdm(total=pictures.frames or None, unit="frame", disable=None)
-        # one thread decodes ahead and one marks and encodes behind, while this one swaps
+
+        def read() -> "tuple[av.Packet | Decoded | None, tuple[np.ndarray | None, bool] | None]":
+            """In the reader's thread alone: the next item, and of a frame where its face is."""
+            item = next(stream, None)
+            return item, tracker.follow(item.pixels) if isinstance(item, Decoded) else None
+
+        # one thread decodes and tracks ahead and one marks and encodes behind, while this one swaps
         with ThreadPoolExecutor(1, "decode") as reader, ThreadPoolExecutor(1, "encode") as writer:
-            ahead = deque(reader.submit(next, stream, None) for _ in range(AHEAD))
+            ahead = deque(reader.submit(read) for _ in range(AHEAD))
             behind: deque[Future[None]] = deque()
-            while (item := ahead.popleft().result()) is not None:
-                ahead.append(reader.submit(next, stream, None))
-                swapped = frames(item.pixels) if isinstance(item, Decoded) else None
+            while (found := ahead.popleft().result())[0] is not None:
+                ahead.append(reader.submit(read))
+                item, seen = found
+                swapped = None if seen is None else frames(item.pixels, *seen)
                 behind.append(writer.submit(write, item, swapped))
                 if len(behind) > AHEAD:
                     behind.popleft().result()
