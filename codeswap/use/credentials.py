@@ -8,6 +8,7 @@ import datetime
 import io
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ CERTIFICATE, KEY = "CODESWAP_CERTIFICATE", "CODESWAP_KEY"
 LOCAL_NAME = "CodeSwap local signer, not verified by anybody"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 MODEL = "org.codeswap.model"
+_ONE_AT_A_TIME = threading.Lock()
 _TEN_YEARS = datetime.timedelta(days=3650)
 
 
@@ -69,7 +71,8 @@ def _builder(title: str, facts: Mapping[str, str]) -> Iterator[tuple[c2pa.Builde
             {"label": MODEL, "data": dict(facts)},
         ],
     }
-    chain, key = _identity()
+    with _ONE_AT_A_TIME:  # or two threads would each make a local certificate
+        chain, key = _identity()
     try:
         signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, chain, key, None))
         with c2pa.Builder.from_json(json.dumps(manifest)) as builder:

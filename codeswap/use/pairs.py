@@ -1,7 +1,9 @@
 """Pairs of photographs on the disk: which ones are meant, and both results of each, marked, in a folder."""
 
 import csv
+import functools
 import glob
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +46,9 @@ def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, 
 
     Raises UseError.
     """
-    found = (
-        portrait(a, tools.detector, tools.swapper.size, face_a),
-        portrait(b, tools.detector, tools.swapper.size, face_b),
-    )
+    with ThreadPoolExecutor(2) as pool:  # reading and aligning a face takes about as long as a small swap
+        find = functools.partial(portrait, detector=tools.detector, size=tools.swapper.size)
+        found = tuple(pool.map(lambda path, face: find(path, choice=face), (a, b), (face_a, face_b)))
     (swapped,) = swap_portraits(tools.swapper, [found], tools.match_colour)
     return _write(tools, (a, b), found, swapped, out)
 
@@ -88,14 +89,12 @@ def _finished(tools: Tools, pair: Pair, out: Path) -> bool:
 
 
 def _write(tools: Tools, pair: Pair, found: tuple[Portrait, Portrait], swapped: Swapped, out: Path) -> list[Path]:
-    (a, b), crops, written = pair, swapped.crops, []
-    for name, target, result, naive, mask in (
-        (result_name(a, b), found[1], swapped.ab, crops.naive_ab, crops.mask_b),
-        (result_name(b, a), found[0], swapped.ba, crops.naive_ba, crops.mask_a),
-    ):
+    (a, b), crops = pair, swapped.crops
+
+    def write(name: str, target: Portrait, result: np.ndarray | None, naive: np.ndarray, mask: np.ndarray | None):
         if result is None:
-            continue
-        generated, taken = {"": result}, {}
+            return []
+        generated, taken, written = {"": result}, {}, []
         if tools.parts:
             generated["_naive"] = naive
             taken["_crop"] = target.face.crop
@@ -105,7 +104,12 @@ def _write(tools: Tools, pair: Pair, found: tuple[Portrait, Portrait], swapped: 
             path = out / f"{name}{part}{tools.suffix}"
             write_picture(path, pixels, tools.swapper.facts, tools.mark and part in generated)
             written.append(path)
-    return written
+        return written
+
+    with ThreadPoolExecutor(2) as pool:
+        ab = pool.submit(write, result_name(a, b), found[1], swapped.ab, crops.naive_ab, crops.mask_b)
+        ba = pool.submit(write, result_name(b, a), found[0], swapped.ba, crops.naive_ba, crops.mask_a)
+    return ab.result() + ba.result()
 
 
 def read_pairs(path: Path) -> list[Pair]:
