@@ -38,11 +38,11 @@ from codeswap.train.swap import SwapParams
 
 PROJECT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = 8  # judged of a recipe
-LONGER = 4  # times as many pairs for recipes of constant learning rate, which have no end of their own
+LONGER = 3  # times as many pairs for recipes of constant learning rate, which have no end of their own
 # Groups of params.yaml as the paper has them (profiles/paper.yaml), at this profile's size of networks and pictures.
 STAGE_1 = {
     "quantizer": {"n_codes": 1024, "beta": 0.25, "beta_on": "codebook"},
-    "codebook": {"samples": 48_000, "batch": 32, "lr": 1e-4, "betas": [0.5, 0.9], "adversarial_from": 1_440},
+    "codebook": {"samples": 16_000, "batch": 32, "lr": 1e-4, "betas": [0.5, 0.9], "adversarial_from": 480},
 }
 NETWORKS = {"fusion": {"layers": 3, "width": 128, "heads": 4, "ffn": 256, "selector": "mlp", "side": "rel_bias"}}
 STAGE_2 = {
