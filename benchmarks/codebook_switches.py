@@ -1,7 +1,7 @@
 """Stage 1's switches, on and off: the same faces, networks and number of samples, one seed; numbers of unseen persons.
 
     dvc repro survey                         # in a clone with params.yaml = profiles/ablation.yaml: faces, networks
-    python -m benchmarks.codebook_switches CLONE [--samples 8000] [--only paper kmeans ...]
+    python -m benchmarks.codebook_switches CLONE [--samples 8000] [--only paper k-means ...]
 
 `paper` is Eq. 2 to 4 without an adversary at this profile's size of networks, with its fast learning rate (the paper's
 needs a million steps: a row of its own); each further row changes one thing of it. `ours` is the profile's recipe, and
@@ -12,7 +12,6 @@ processor seconds.
 """
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from benchmarks.worlds import PAPERS_QUANTIZER, environment, make_world
 from codeswap.data.faces import Faces, to_float
 from codeswap.evaluate.judges import Judges
 from codeswap.evaluate.metrics import FeatureMoments, cosine, frechet_distance
@@ -29,12 +29,10 @@ from codeswap.models.codeswap import load_vqgan
 from codeswap.models.quantizer import codes_used, perplexity
 from codeswap.models.vqgan import feature_map, tokens
 
-PROJECT = Path(__file__).resolve().parents[1]
 PAPER = {
-    "quantizer": {"n_codes": 1024, "beta": 0.25, "beta_on": "codebook"},
+    "quantizer": PAPERS_QUANTIZER,
     "codebook": {"batch": 8, "lr": 2e-3, "betas": [0.9, 0.99], "schedule": "onecycle", "adversarial": 0.0},
 }
-CODES = {"init": "kmeans", "restart_below": 0.03}
 SWITCHES: dict[str, dict[str, dict[str, object]]] = {  # on top of PAPER, group by group
     "paper": {},
     "beta on commitment": {"quantizer": {"beta_on": "commitment"}},
@@ -45,7 +43,7 @@ SWITCHES: dict[str, dict[str, dict[str, object]]] = {  # on top of PAPER, group 
     "restarts": {"quantizer": {"restart_below": 0.03}},
     "EMA codes": {"quantizer": {"update": "ema", "ema_decay": 0.98}},
     "k-means, EMA codes, restarts": {
-        "quantizer": {"update": "ema", "ema_decay": 0.98, **CODES},
+        "quantizer": {"update": "ema", "ema_decay": 0.98, "init": "kmeans", "restart_below": 0.03},
         "codebook": {"warm_up": 800},
     },
     "rotation": {"quantizer": {"passes": "rotation"}},
@@ -69,16 +67,12 @@ def train(project: Path, place: Path, name: str, samples: int) -> float:
     switched = (WITHOUT | SWITCHES)[name]
     params |= {group: groups[group] | switched.get(group, {}) for group in ("quantizer", "codebook")}
     params["codebook"] |= {"samples": samples, "validate_every": samples, "checkpoint_every": samples}
-    (place / "models").mkdir(parents=True)
-    for part in ("data", "models/perception"):
-        (place / part).symlink_to((project / part).resolve())
-    (place / "params.yaml").write_text(yaml.safe_dump(params))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CODESWAP_MLFLOW": "off", "PYTHONPATH": str(PROJECT)}
+    make_world(project, place, params)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.train_codebook"],
         cwd=place,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

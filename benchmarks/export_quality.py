@@ -30,9 +30,9 @@ from codeswap.use.loading import Swapper, load_swapper
 BATCH = 4
 
 
-def in_torch(swapper: Swapper, precision: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def in_torch(swapper: Swapper) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     def run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with swapper.autocast():
             return swapper.model.swap(a, b).image_ab.float()
 
     return run
@@ -54,9 +54,9 @@ def main() -> None:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        runs, sizes = {"torch": lambda a, b: swapper.model.swap(a, b).image_ab}, {"torch": 0}
+        runs, sizes = {"torch": in_torch(swapper)}, {"torch": 0}
         for precision in ("bf16", "int8"):
-            runs[f"torch {precision}"] = in_torch(load_swapper(models, "ours", precision), precision)
+            runs[f"torch {precision}"] = in_torch(load_swapper(models, "ours", precision))
             sizes[f"torch {precision}"] = 0
         for precision in get_args(Precision):
             path = Path(scratch) / f"{precision}.onnx"

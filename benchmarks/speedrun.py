@@ -11,7 +11,6 @@ copy's. Seconds are of processor time of the whole process, imports included. A 
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.worlds import PAPERS_QUANTIZER, environment, make_world
 from codeswap.config import load_params
 from codeswap.data.faces import Faces
 from codeswap.evaluate.judges import Judges
@@ -36,12 +36,11 @@ from codeswap.models.codeswap import load_vqgan, new_fusion
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.swap import SwapParams
 
-PROJECT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = 8  # judged of a recipe
 LONGER = 3  # times as many pairs for recipes of constant learning rate, which have no end of their own
 # Groups of params.yaml as the paper has them (profiles/paper.yaml), at this profile's size of networks and pictures.
 STAGE_1 = {
-    "quantizer": {"n_codes": 1024, "beta": 0.25, "beta_on": "codebook"},
+    "quantizer": PAPERS_QUANTIZER,
     "codebook": {"samples": 16_000, "batch": 32, "lr": 1e-4, "betas": [0.5, 0.9], "adversarial_from": 480},
 }
 NETWORKS = {"fusion": {"layers": 3, "width": 128, "heads": 4, "ffn": 256, "selector": "mlp", "side": "rel_bias"}}
@@ -86,10 +85,7 @@ def world(project: Path, place: Path, recipe: dict[str, dict], length: int) -> N
     swap = recipe.get("swap", params["swap"])
     every = max(swap["batch"], length // CHECKPOINTS)
     params["swap"] = swap | {"samples": length, "checkpoint_every": every, "log_every": every, "keep": 10**6}
-    (place / "models").mkdir(parents=True)
-    (place / "data").symlink_to((project / "data").resolve())
-    (place / "models/perception").symlink_to((project / "models/perception").resolve())
-    (place / "params.yaml").write_text(yaml.safe_dump(params))
+    make_world(project, place, params)
 
 
 def train(place: Path, stage: list[str], most: float) -> list[tuple[Path, float]]:
@@ -97,9 +93,8 @@ def train(place: Path, stage: list[str], most: float) -> list[tuple[Path, float]
 
     The last entry is the stage's folder and its whole time.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CODESWAP_MLFLOW": "off", "PYTHONPATH": str(PROJECT)}
     process = psutil.Popen(
-        [sys.executable, "-m", *stage], cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", *stage], cwd=place, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     seen: dict[str, tuple[Path, float]] = {}
     seconds = 0.0

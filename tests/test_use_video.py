@@ -87,6 +87,15 @@ def put(trained: Path, video: Path, out: Path, mark: bool = True, position: int 
     return swap_video(FrameSwapper(swapper, source, False), tracker, video, out, swapper.facts, mark)
 
 
+def ann(trained: Path, folder: Path) -> Path:
+    """A photograph whose face the detector above finds."""
+    person = np.full((160, 160, 3), GREEN, np.uint8)
+    face = PILImage.fromarray(Faces([trained / "data/shards/train/tiny"]).read(40)).resize((SIDE, SIDE))
+    person[30 : 30 + SIDE, 30 : 30 + SIDE] = np.asarray(face)
+    PILImage.fromarray(person).save(folder / "ann.png")
+    return folder / "ann.png"
+
+
 def test_every_frame_stays_in_time_and_only_faces_change(trained: Path, video: Path, tmp_path: Path) -> None:
     report = put(trained, video, tmp_path / "out.mp4", mark=False)
     assert (report.frames, report.swapped, report.shots) == (FRAMES, FRAMES - 4, 2) and 0 < report.steadiness < 3
@@ -167,18 +176,14 @@ def test_a_video_without_an_end_is_refused_and_one_that_breaks_off_keeps_what_th
     report = put(trained, damaged, tmp_path / "damaged_out.mp4", mark=False)
     assert 3 < report.frames < FRAMES and " seconds" in report.broken  # between packets or inside of one
     monkeypatch.setattr(commands, "load_detector", lambda folder: FindsPastedFaces())
-    monkeypatch.setattr(commands, "swap_onto_video", lambda *_: report)
-    done = CliRunner().invoke(app, ["swap", "a.png", str(damaged), "--models", str(trained / "models")])
+    arguments = ["swap", ann(trained, tmp_path), damaged, "-o", tmp_path / "told", "--models", trained / "models"]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == commands.SOME_FAILED and " seconds" in done.output
 
 
 def test_the_command_takes_a_video(trained: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "load_detector", lambda folder: FindsPastedFaces())
-    person = np.full((160, 160, 3), GREEN, np.uint8)
-    face = PILImage.fromarray(Faces([trained / "data/shards/train/tiny"]).read(40)).resize((SIDE, SIDE))
-    person[30 : 30 + SIDE, 30 : 30 + SIDE] = np.asarray(face)
-    PILImage.fromarray(person).save(tmp_path / "ann.png")
-    arguments = ["swap", tmp_path / "ann.png", video, "-o", tmp_path / "out", "--models", trained / "models"]
+    arguments = ["swap", ann(trained, tmp_path), video, "-o", tmp_path / "out", "--models", trained / "models"]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     assert "ann_on_clip.mp4: 24 frames in 2 shot(s), 20 swapped, 4 left; it changes" in done.output.replace("\n", "")

@@ -65,20 +65,21 @@ class Swapper:
         """Aligned uint8 (size, size, 3) crops as images in [-1, 1] on the model's device."""
         return to_float(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self._device))  # channels last already
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The region in which its model computes at its precision."""
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
 
     @torch.inference_mode()
     def swap_region(self, a: np.ndarray, b: np.ndarray, region: np.ndarray) -> np.ndarray:
         """b's crop with the identity of a inside `region` (s, s) only (Fig. 8), blended already; uint8 (s, s, 3)."""
         inside = torch.from_numpy(region.astype(np.float32))[None, None].to(self._device)
-        with self._autocast():
+        with self.autocast():
             return _pixels(swap_region(self.model, self.tensor(a), self.tensor(b), inside)[0])
 
     @torch.inference_mode()
     def swap_all(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[SwappedCrops]:
         """Both directions of pairs of aligned uint8 (size, size, 3) crops in one pass."""
-        with self._autocast():
+        with self.autocast():
             found: Swap = self.model.swap(*(self.tensor(*side) for side in zip(*pairs, strict=True)))
         images, masks = (found.naive_ab, found.naive_ba), (found.mask_b, found.mask_a)
         columns = [*(_each(_pixels, x, len(pairs)) for x in images), *(_each(_numbers, x, len(pairs)) for x in masks)]
@@ -87,12 +88,12 @@ class Swapper:
     @torch.inference_mode()
     def onto(self, a: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
         """What puts the person of one crop on others, one direction only: crop -> naive image and mask."""
-        with self._autocast():
+        with self.autocast():
             z_a = self.model.vqgan.encode(self.tensor(a))
 
         @torch.inference_mode()
         def swap(b: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-            with self._autocast():
+            with self.autocast():
                 naive, mask = self.model.swap_onto(z_a, self.tensor(b))
             return _pixels(naive[0]), None if mask is None else _numbers(mask[0])
 

@@ -1,7 +1,6 @@
 """Pairs of photographs on the disk: which ones are meant, and both results of each, marked, in a folder."""
 
 import csv
-import functools
 import glob
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,9 +45,7 @@ def swap_pair(tools: Tools, a: Path, b: Path, out: Path, face_a: Choice = None, 
 
     Raises UseError.
     """
-    with ThreadPoolExecutor(2) as pool:  # reading and aligning a face takes about as long as a small swap
-        find = functools.partial(portrait, detector=tools.detector, size=tools.swapper.size)
-        found = tuple(pool.map(lambda path, face: find(path, choice=face), (a, b), (face_a, face_b)))
+    found = _portraits(tools, (a, b), (face_a, face_b))
     (swapped,) = swap_portraits(tools.swapper, [found], tools.match_colour)
     return _write(tools, (a, b), found, swapped, out)
 
@@ -70,8 +67,7 @@ def swap_pairs(tools: Tools, pairs: list[Pair], out: Path, together: int | None)
 
     for pair in tqdm(todo, total=len(pairs), initial=len(pairs) - len(todo), unit="pair", disable=None):
         try:
-            a, b = (portrait(path, tools.detector, tools.swapper.size, None) for path in pair)
-            waiting[pair] = a, b
+            waiting[pair] = _portraits(tools, pair)
         except (NoFaceError, UnfitFaceError, UnreadableError) as error:
             failed[" ".join(map(str, pair))] = str(error)
         held = sum(side.pixels.nbytes for both in waiting.values() for side in both)
@@ -80,6 +76,16 @@ def swap_pairs(tools: Tools, pairs: list[Pair], out: Path, together: int | None)
     if waiting:
         swap_waiting()
     return failed
+
+
+def _portraits(tools: Tools, pair: Pair, choices: tuple[Choice, Choice] = (None, None)) -> tuple[Portrait, Portrait]:
+    """Both photographs with their faces; aligning one takes about as long as a small swap, so side by side."""
+    with ThreadPoolExecutor(2) as pool:
+        one, other = (
+            pool.submit(portrait, path, tools.detector, tools.swapper.size, choice)
+            for path, choice in zip(pair, choices, strict=True)
+        )
+    return one.result(), other.result()
 
 
 def _finished(tools: Tools, pair: Pair, out: Path) -> bool:
@@ -91,7 +97,9 @@ def _finished(tools: Tools, pair: Pair, out: Path) -> bool:
 def _write(tools: Tools, pair: Pair, found: tuple[Portrait, Portrait], swapped: Swapped, out: Path) -> list[Path]:
     (a, b), crops = pair, swapped.crops
 
-    def write(name: str, target: Portrait, result: np.ndarray | None, naive: np.ndarray, mask: np.ndarray | None):
+    def write(
+        name: str, target: Portrait, result: np.ndarray | None, naive: np.ndarray | None, mask: np.ndarray | None
+    ) -> list[Path]:
         if result is None:
             return []
         generated, taken, written = {"": result}, {}, []
