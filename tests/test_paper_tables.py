@@ -68,3 +68,13 @@ def test_a_number_behind_a_variant_is_a_repetition(name: str, says: tuple[str, i
 )
 def test_rivals_are_known_by_their_names(name: str, rival: str | None) -> None:
     assert rival_of(name) == rival
+
+
+def test_variants_stand_beside_the_papers_numbers() -> None:
+    table = variants_table([evaluation(), evaluation("hard", id_retrieval=0.3)])
+    rows = {row[0]: row for row in table.rows}
+    assert rows["w/o Q1 (hard quantisation)"][1].startswith("30.0 %")
+    assert rows["w/o Q1 (hard quantisation)"][-5:] == ("97.7", ".5606", ".0299", ".0218", "20.93")
+    assert rows["w/o Q2 (Gumbel-softmax)"][1:3] == ("–", "–")
+    assert rows["ours"][-5:] == ("98.7", ".6118", ".0292", ".0187", "20.68")
+    assert rows["ours, w/o M"][-1] == "–"

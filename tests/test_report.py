@@ -24,7 +24,7 @@ from codeswap.evaluate.results import (
     read_evaluations,
     write_evaluation,
 )
-from codeswap.evaluate.tables import METHODS, Table, as_latex, cell, methods_table, variants_table
+from codeswap.evaluate.tables import METHODS, Table, as_latex, cell, methods_table
 
 ROOT = Path(__file__).parent.parent
 _NAMES = ("id_retrieval", "id_similarity", "pose_deg", "expression_l2", "face_l1_true_swap")
@@ -127,16 +127,6 @@ def test_methods_table_has_the_paste_and_the_rival_and_the_ground_truth() -> Non
     assert table.rows[0][table.header.index("ID retrieval ↑")] == "60.0 % [57.0, 63.0 %]"
     assert table.rows[0][table.header.index("FD (ours) ↓")] == "4.2"
     assert all(len(row) == len(table.header) for row in table.rows)
-
-
-def test_variants_stand_beside_the_papers_numbers() -> None:
-    table = variants_table([evaluation(), evaluation("hard", id_retrieval=0.3)])
-    rows = {row[0]: row for row in table.rows}
-    assert rows["w/o Q1 (hard quantisation)"][1].startswith("30.0 %")
-    assert rows["w/o Q1 (hard quantisation)"][-5:] == ("97.7", ".5606", ".0299", ".0218", "20.93")
-    assert rows["w/o Q2 (Gumbel-softmax)"][1:3] == ("–", "–")
-    assert rows["ours"][-5:] == ("98.7", ".6118", ".0292", ".0187", "20.68")
-    assert rows["ours, w/o M"][-1] == "–"
 
 
 def test_cells_are_printed_in_their_units() -> None:
