@@ -37,7 +37,7 @@ from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.swap import SwapParams
 
 CHECKPOINTS = 8  # judged of a recipe
-LONGER = 3  # times as many pairs for recipes of constant learning rate, which have no end of their own
+LONGER = 10  # times as many pairs for recipes of constant learning rate, which have no end of their own
 # Groups of params.yaml as the paper has them (profiles/paper.yaml), at this profile's size of networks and pictures.
 STAGE_1 = {
     "quantizer": PAPERS_QUANTIZER,

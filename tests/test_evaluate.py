@@ -265,6 +265,20 @@ def test_pictures_without_ground_truth_use_the_parsing_network(tmp_path: Path, j
     assert value(evaluation, "copy_source", "id_retrieval") == 1
     assert value(evaluation, "copy_target", "id_retrieval") == 0
     assert "exchange_error" not in evaluation.methods["swap"]  # one direction only: nothing to exchange
+    assert value(evaluation, "copy_target", "colour_l1") == 0 < value(evaluation, "paste", "colour_l1")
+    assert "id_accepted" not in evaluation.methods["swap"]  # the identity network names no limit
+
+
+def test_who_is_accepted_is_said_by_the_identity_networks_own_limit(
+    tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "same_person", 1e-3)
+    places = models(tmp_path / "models", "ours")._replace(shards=shards(tmp_path / "faces", 4, 1, rendered=False))
+    config = EvaluateConfig(resamples=50, protocol={"faces": ProtocolConfig(rounds=3)})
+    evaluation = evaluate("ours", "faces", config, places, tmp_path / "metrics", tmp_path / "run")
+    assert evaluation.pairs == 12
+    assert value(evaluation, "copy_source", "id_accepted") == 1 and value(evaluation, "copy_source", "id_distance") == 0
+    assert value(evaluation, "copy_target", "id_accepted") == 0 < value(evaluation, "copy_target", "id_distance")
 
 
 def test_videos_are_judged_in_time_too(tmp_path: Path, judges: Judges) -> None:
@@ -394,6 +408,7 @@ def test_failures_are_misses_and_otherwise_left_out() -> None:
     there = torch.tensor([True, True, False, True])
     scores = {name: torch.ones(4) for name in ("id_rank", "id_rank_seen", "id_similarity", "id_similarity_seen")}
     pose = torch.tensor([1.0, 2.0, torch.inf, 3.0])
+    scores["id_accepted"] = torch.ones(4)
     table.add("m", scores | {"id_similarity_to_target": torch.zeros(4), "pose_deg": pose}, there)
     found = table.estimates("m", seed=0, resamples=20)
     assert found["id_retrieval"].value == 0.75
@@ -401,6 +416,7 @@ def test_failures_are_misses_and_otherwise_left_out() -> None:
     assert (found["pose_deg"].value, found["pose_deg"].n) == (2, 3)
     assert (found["id_closer"].value, found["id_closer"].n) == (1, 3)
     assert found["failures"].value == 1
+    assert (found["id_accepted"].value, found["id_accepted"].n) == (0.75, 4)
     assert table.columns("m")["id_rank"].tolist() == [1, 1, 10, 1]
 
 

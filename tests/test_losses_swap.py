@@ -5,11 +5,13 @@ import torch
 
 from codeswap.losses.detectors import exchange_ratio, is_copy, is_exchange
 from codeswap.losses.swap import (
+    LEAST_EYES,
     background_loss,
     cycle_loss,
     embedding_loss,
     expression_loss,
     identity_loss,
+    landmark_loss,
     perceptual_loss,
     reconstruction_loss,
 )
@@ -91,6 +93,19 @@ def test_cycle_is_a_sum_and_its_targets_do_not_move():
 def test_background_counts_outside_only():
     ab, b, outside = torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
     assert background_loss(ab, b, outside).item() == 0.5
+
+
+def test_landmarks_are_measured_in_distances_between_the_eyes():
+    wanted = torch.zeros(2, 68, 2)
+    wanted[0, 36:42, 0], wanted[0, 42:48, 0] = 0.3, 0.7
+    wanted[1, 36:48, 0] = 0.5  # a profile: both eyes in one place
+    points = wanted + torch.tensor([0.03, 0.04])
+    points.requires_grad_()
+    loss = landmark_loss(points, wanted)
+    assert loss.item() == pytest.approx((0.05 / 0.4 + 0.05 / LEAST_EYES) / 2, rel=1e-4)
+    loss.backward()
+    assert points.grad.isfinite().all() and (points.grad.sum(dim=(0, 1)) > 0).all()
+    assert landmark_loss(wanted, wanted).item() < 1e-4
 
 
 def test_embedding_distance_sees_length():

@@ -15,6 +15,7 @@ from codeswap.evaluate.metrics import (
     POSE_UNITS,
     FeatureMoments,
     background,
+    colour_difference,
     cosine,
     expression_errors,
     frechet_distance,
@@ -147,6 +148,29 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_and_of_a_shift_its_square()
     assert frechet_distance(moments(rows[:30]), moments(rows[:30])) == pytest.approx(0, abs=1e-5)
     wide = noise(400, 3)
     assert frechet_distance(moments(wide), moments(wide + 2)) == pytest.approx(12, abs=1e-4)
+
+
+def test_colour_is_that_of_the_mean_where_it_is_told() -> None:
+    x, y, where = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2), torch.zeros(2, 1, 2, 2)
+    where[0, :, 0] = 1
+    x[0, 0, 0], x[0, :, 1] = torch.tensor([0.2, 0.4]), 9.0
+    y[0, 1, 0, 0] = 0.6
+    found = colour_difference(x, y, where)
+    assert found[0].item() == pytest.approx((0.3 + 0.3 + 0) / 3)
+    assert found[1].isnan()
+
+
+def test_groups_are_resampled_whole() -> None:
+    values = noise(40, 1).numpy()
+    alone, groups = np.repeat(values, 9, axis=0), np.repeat(np.arange(40), 9)
+    (once,), (together,) = bootstrap_means(values, seed=1), bootstrap_means(alone, seed=1, groups=groups)
+    assert together[:3] == pytest.approx(once[:3], rel=1e-5) and together.n == 360
+    (as_if_independent,) = bootstrap_means(alone, seed=1)
+    assert as_if_independent.high - as_if_independent.low < 0.5 * (once.high - once.low)
+    middle, median = (bootstrap_median(x[:, 0], 1, groups=g) for x, g in ((values, None), (alone, groups)))
+    assert median.value == pytest.approx(middle.value) and median.high - median.low == pytest.approx(
+        middle.high - middle.low, rel=0.25
+    )
 
 
 def test_bootstrap_means_agree_with_scipy_and_repeat() -> None:

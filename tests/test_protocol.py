@@ -94,6 +94,17 @@ def test_shortened_list_is_a_beginning_of_the_whole_one() -> None:
     assert short.gallery == whole.gallery
 
 
+def test_rounds_give_every_target_other_sources() -> None:
+    table = people(20, 3)
+    once, thrice = (draw_pairs(table, ProtocolConfig(rounds=rounds)) for rounds in (1, 3))
+    assert thrice.targets == once.targets * 3 and thrice.sources[:40] == once.sources
+    assert all(source[:3] != target[:3] for source, target in zip(thrice.sources, thrice.targets, strict=True))
+    pairs = set(zip(thrice.sources, thrice.targets, strict=True))
+    assert len(pairs) > 110  # of 120: a trade may meet an old partner again
+    for start in (0, 40, 80):
+        assert sorted(thrice.sources[start : start + 40]) == sorted(once.targets)
+
+
 def test_written_list_is_read_back_and_used(tmp_path: Path) -> None:
     table = people(5, 3)
     pairs = draw_pairs(table, ProtocolConfig())

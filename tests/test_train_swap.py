@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from codeswap.data.faces import Faces
 from codeswap.data.order import OrderConfig, order_faces
@@ -109,6 +110,36 @@ def test_cached_latents_give_the_same_training_and_resume_bit_for_bit(tiny, trai
     _, expected, *_ = (trained / "models/swap/ours/curve.csv").read_text().splitlines()
     for name, value, other in zip(header.split(","), first.split(","), expected.split(","), strict=True):
         assert (value, other) == ("", "") or float(value) == pytest.approx(float(other), rel=1e-3, abs=1e-6), name
+
+
+def test_a_training_starts_from_a_trained_model(tiny, trained, copy):
+    root = copy("swap", "mask")
+    shutil.copytree(trained / "models/swap/ours", root / "start")
+    begun = load_file(root / "start/model.safetensors")
+    tiny.train(root, ["swap"], swap={"samples": 8, "lr": 1e-9, "weight_decay": 0.0, "start_from": "start"})
+    ended = load_file(root / "models/swap/ours/model.safetensors")
+    assert begun.keys() == ended.keys()
+    for name in begun:
+        torch.testing.assert_close(ended[name], begun[name], rtol=0, atol=1e-6)
+    card = json.loads((root / "models/swap/ours/card.json").read_text())
+    assert card["lineage"]["start"] == json.loads((root / "start/card.json").read_text())["weights_sha256"]
+
+
+def test_a_model_of_other_sizes_variant_or_codebook_is_no_start(tiny, trained, copy):
+    root = copy("swap", "mask")
+    shutil.copytree(trained / "models/swap/ours", root / "start")
+    start = {"swap": {"start_from": "start", "samples": 8}}
+    with pytest.raises(ValueError, match=r"start holds a swap model of variant ours .* the training asks for hard"):
+        tiny.train(root, ["swap"], "hard", **start)
+    with pytest.raises(ValueError, match=r"ffn=16.* the training asks for ours .*ffn=32"):
+        tiny.train(root, ["swap"], fusion={"ffn": 32}, **start)
+    card = json.loads((root / "start/card.json").read_text())
+    card["lineage"]["codebook"] = "0" * 64
+    (root / "start/card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="made from the codebook model 000000000000"):
+        tiny.train(root, ["swap"], **start)
+    with pytest.raises(ValueError, match=r"none/model\.safetensors does not exist"):
+        tiny.train(root, ["swap"], swap={"start_from": "none", "samples": 8})
 
 
 def test_accumulation_gives_nearly_the_same_training(tiny, trained, copy):

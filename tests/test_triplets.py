@@ -114,6 +114,38 @@ def test_a_face_without_another_picture_may_be_its_own_source_in_another_look(en
     assert not torch.equal(looked.source[0], looked.answer[0])
 
 
+def test_a_source_of_one_picture_takes_the_geometry_of_the_pairs_other_face(engine):
+    pairs = _pairs(4)._replace(has_sibling_b=torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    low = _labels(4)
+    low[:, 38:41, 28:36], low[:, 41:44, 28:36] = 1, 12  # the other face's mouth is lower
+    swaps = torch.zeros(4, 3, SIZE, SIZE)
+
+    def source(alone: str, parsing_a: torch.Tensor) -> torch.Tensor:
+        config = TripletConfig(share=1, alone=alone)
+        return make_triplets(engine, config, pairs._replace(parsing_a=parsing_a), swaps, step=3).source
+
+    look, same, other = (
+        source("another_look", low),
+        source("another_geometry", _labels(4)),
+        source("another_geometry", low),
+    )
+    torch.testing.assert_close(same, look, rtol=0, atol=1e-4)  # nothing to move: mirrored, bent and lit as before
+    assert (other[0] - look[0]).abs().max() > 0.01
+    assert torch.equal(other[1:], look[1:])  # who has another picture keeps it
+
+
+def test_without_bend_only_the_tone_of_a_pseudo_target_is_spoilt(engine):
+    face = _face(_labels(4)).expand(4, 3, SIZE, SIZE)
+    pairs = _pairs(4)._replace(image_b=(face * 255).to(torch.uint8))
+    swaps = torch.zeros(4, 3, SIZE, SIZE)
+    edges = {}
+    for bend in (0.0, 1.0):
+        config = TripletConfig(share=1, own_swaps=0.0, bend=bend)
+        target = make_triplets(engine, config, pairs, swaps, step=3).target
+        edges[bend] = (target[:, 0] > -0.5) ^ (face[:, 0] > 0)
+    assert edges[1.0].sum() > 3 * edges[0.0].sum()
+
+
 def test_another_look_is_the_mirror_image_bent_and_lit_anew():
     ramp = torch.linspace(-0.5, 0.5, SIZE).expand(1, 3, SIZE, SIZE)
     still = Spoiling(torch.zeros(1, 16), torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 5, 5))

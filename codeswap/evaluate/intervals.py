@@ -17,8 +17,13 @@ class Interval(NamedTuple):
     n: int
 
 
-def _weights(n: int, resamples: int, seed: int) -> list[np.ndarray]:
-    """How often each of n pairs occurs in each resample: chunks of (some resamples, n), together `resamples` rows."""
+def _weights(n: int, resamples: int, seed: int, groups: np.ndarray | None = None) -> list[np.ndarray]:
+    """How often each of n pairs occurs in each resample: chunks of (some resamples, n), together `resamples` rows.
+
+    With `groups`, the number of each pair's group, whole groups are drawn.
+    """
+    if groups is not None:
+        return [chunk[:, groups] for chunk in _weights(int(groups.max()) + 1, resamples, seed)]
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // n)
     chunks = []
@@ -29,12 +34,18 @@ def _weights(n: int, resamples: int, seed: int) -> list[np.ndarray]:
     return chunks
 
 
-def bootstrap_means(columns: np.ndarray, seed: int, resamples: int = RESAMPLES) -> list[Interval | None]:
-    """Mean of each column of (n, m) with its interval; NaN = not measured for that pair. None for a column of NaN."""
+def bootstrap_means(
+    columns: np.ndarray, seed: int, resamples: int = RESAMPLES, groups: np.ndarray | None = None
+) -> list[Interval | None]:
+    """Mean of each column of (n, m) with its interval; NaN = not measured for that pair. None for a column of NaN.
+
+    `groups` (n,) numbers pairs that are drawn together, because they are no independent observations.
+    """
     known = np.isfinite(columns)
     filled, counted = np.where(known, columns, 0.0).astype(np.float64), known.astype(np.float64)
     with np.errstate(invalid="ignore"):  # a resample without any known entry is NaN and left out by nanquantile
-        draws = np.concatenate([(w @ filled) / (w @ counted) for w in _weights(len(columns), resamples, seed)])
+        weights = _weights(len(columns), resamples, seed, groups)
+        draws = np.concatenate([(w @ filled) / (w @ counted) for w in weights])
     intervals: list[Interval | None] = []
     for column, kept in enumerate(known.T):
         if not kept.any():
@@ -45,15 +56,18 @@ def bootstrap_means(columns: np.ndarray, seed: int, resamples: int = RESAMPLES) 
     return intervals
 
 
-def bootstrap_median(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Median of (n,) finite values with its interval."""
+def bootstrap_median(
+    values: np.ndarray, seed: int, resamples: int = RESAMPLES, groups: np.ndarray | None = None
+) -> Interval:
+    """Median of (n,) finite values with its interval; `groups` as in `bootstrap_means`."""
     n, ordered = len(values), np.sort(values)
     order = np.argsort(values, kind="stable")
     medians = []
-    for weights in _weights(n, resamples, seed):
+    for weights in _weights(n, resamples, seed, groups):
         seen = weights[:, order].cumsum(axis=1)
-        lower = (seen > (n - 1) // 2).argmax(axis=1)  # place of the resample's (n-1)//2-th value in sorted order
-        upper = (seen > n // 2).argmax(axis=1)
+        drawn = seen[:, -1:]  # n, but for groups of unequal size
+        lower = (seen > (drawn - 1) // 2).argmax(axis=1)  # place of the resample's middle value in sorted order
+        upper = (seen > drawn // 2).argmax(axis=1)
         medians.append((ordered[lower] + ordered[upper]) / 2)
     low, high = np.quantile(np.concatenate(medians), [0.025, 0.975])
     return Interval(float(np.median(values)), float(low), float(high), n)

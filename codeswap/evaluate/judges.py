@@ -24,9 +24,13 @@ FID_WEIGHTS = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class Judgement(NamedTuple):
-    """What the networks see in some images; identity vectors have unit length, pose is in degrees."""
+    """What the networks see in some images; identity vectors have unit length, pose is in degrees.
+
+    `embedding` is what the identity network says of the picture as it is, at its own length.
+    """
 
     identity: Embedding
+    embedding: Embedding
     identity_seen: Embedding
     expression: Float[Tensor, "b x"]
     pose: Float[Tensor, "b 3"]
@@ -38,6 +42,9 @@ class Judges:
 
     def __init__(self, networks: Mapping[str, nn.Module], device: torch.device) -> None:
         self._networks = {role: networks[role].to(device) for role in ROLES}
+        identity = self._networks["identity_eval"]
+        # the distance below which its publisher takes two pictures for one person, where there is one
+        self.same_person: float | None = getattr(getattr(identity, "net", identity), "same_person", None)
         self.networks = {
             role: NetworkName(name=network.name, sha256=network.sha256, preprocessing=network.preprocessing)
             for role, network in self._networks.items()
@@ -61,8 +68,11 @@ class Judges:
     @torch.no_grad()
     def identity(self, image: Image) -> Embedding:
         """Unit vector of f(x) ++ f(mirrored x), which cancels what differs between a face's two sides."""
-        network = self._networks["identity_eval"]
-        return F.normalize(torch.cat([network(image), network(image.flip(-1))], dim=1), dim=1)
+        return self._identity(self._networks["identity_eval"](image), image)
+
+    def _identity(self, embedding: Embedding, image: Image) -> Embedding:
+        mirrored = self._networks["identity_eval"](image.flip(-1))
+        return F.normalize(torch.cat([embedding, mirrored], dim=1), dim=1)
 
     @torch.no_grad()
     def identity_seen(self, image: Image) -> Embedding:
@@ -72,13 +82,22 @@ class Judges:
     @torch.no_grad()
     def judge(self, image: Image) -> Judgement:
         """All that is compared between a result, its source and its target. Images in [-1, 1]."""
+        embedding = self._networks["identity_eval"](image)
         return Judgement(
-            identity=self.identity(image),
+            identity=self._identity(embedding, image),
+            embedding=embedding,
             identity_seen=self.identity_seen(image),
             expression=self._networks["expression_eval"](image),
             pose=self._networks["pose"](image),
             features=self._networks["features"](image),
         )
+
+    def accepted(self, seen: Judgement, source: Judgement) -> dict[str, Tensor]:
+        """Whether the identity network takes each for the source's person, 0 or 1; {} where it names no limit."""
+        if self.same_person is None:
+            return {}
+        distance = (seen.embedding - source.embedding).norm(dim=1)
+        return {"id_distance": distance, "id_accepted": (distance < self.same_person).float()}
 
     @torch.no_grad()
     def maps(self, image: Image) -> list[Tensor]:

@@ -84,7 +84,7 @@ def judge_batch(
     judged = {}
     for name, image in made.images.items():
         seen: Judgement = known[name] if name in known else judges.judge(image)
-        scores = raw_scores(image, seen, wanted, batch, gallery)
+        scores = raw_scores(image, seen, wanted, batch, gallery) | judges.accepted(seen, wanted.source)
         if batch.truth is not None and true_maps is not None:
             scores["perceptual_true_swap"] = judges.perceptual_distance(judges.maps(image), true_maps)
             scores |= judges.exact_errors(seen, batch.truth)

@@ -62,6 +62,13 @@ def masked_l1(x: Image, y: Image, where: Mask) -> PerPair:
     return torch.where(weight > 0, total / weight.clamp(min=1e-12), torch.nan)
 
 
+def colour_difference(x: Image, y: Image, where: Mask) -> PerPair:
+    """Mean absolute difference of the mean R, G and B where `where` weights pixels; NaN where it weights none."""
+    weight = where.sum(dim=(2, 3))
+    difference = (((x - y) * where).sum(dim=(2, 3)) / weight.clamp(min=1e-12)).abs().mean(dim=1)
+    return torch.where(weight[:, 0] > 0, difference, torch.nan)
+
+
 def background(face: Bool[Tensor, "b 1 h w"]) -> Mask:
     """1 outside the face and its edge: a 64th of the picture, where antialiased pixels show both sides."""
     reach = max(1, face.shape[-1] // 64)

@@ -26,7 +26,8 @@ class ProtocolConfig(Config):
     seed: int = 2024
     groups: PositiveInt | None = None  # draw this many identities or videos (CelebA-HQ: 1,000 of 6,217)
     per_group: PositiveInt | None = None  # draw this many images of each identity or frames of each video (FF++: 10)
-    pairs: Annotated[int, Field(ge=2)] | None = None  # stop after this many pairs; None: each query is a target once
+    rounds: PositiveInt = 1  # times that each query is a target, each time with another source
+    pairs: Annotated[int, Field(ge=2)] | None = None  # stop after this many pairs; None: all
     file: Path | None = None  # take a published list instead of drawing one
 
 
@@ -91,7 +92,8 @@ def draw_pairs(manifest: pa.Table, config: ProtocolConfig) -> PairList:
     images: one image per identity; the gallery is these images themselves, so the target is a wrong answer in it.
     identities: one image per identity is the gallery and is never swapped; all others are queries.
     videos: the gallery is each video's first drawn frame; an answer is right when it shows the source's video.
-    In every shape each query is a target once and a source once, never with itself, its identity or its video.
+    In every shape each query is a target once a round and a source once a round, never with itself, its identity or
+    its video.
     """
     shape = config.shape or _shape_of(manifest)
     if shape == "videos" and not manifest.num_rows - manifest["video"].null_count:
@@ -118,9 +120,13 @@ def draw_pairs(manifest: pa.Table, config: ProtocolConfig) -> PairList:
         )
     place = {key: number for number, key in enumerate(queries)}
     shuffled = np.array([place[key] for key in _shuffled(queries, seed, "source")])
-    permutation = derangement(np.array(list(owner.values())), shuffled, seed)
-    targets = _shuffled(queries, seed, "order")[: config.pairs]  # a shortened list is still spread over all groups
-    sources = [queries[permutation[place[key]]] for key in targets]
+    groups, order = np.array(list(owner.values())), _shuffled(queries, seed, "order")
+    targets, sources = [], []
+    for turn in range(min(config.rounds, len(queries) - 1)):  # turned on by one, so that every round has other sources
+        permutation = derangement(groups, np.roll(shuffled, turn), seed)
+        targets += order  # a shortened list is still spread over all groups
+        sources += [queries[permutation[place[key]]] for key in order]
+    targets, sources = targets[: config.pairs], sources[: config.pairs]
     answers = [gallery[owner[key]] for key in sources]
     return PairList(shape, seed, tuple(sources), tuple(targets), tuple(answers), tuple(gallery[name] for name in names))
 

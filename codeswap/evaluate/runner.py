@@ -98,7 +98,9 @@ def evaluate(
     fresh = min((parts.done - before) * config.part, len(pairs))
     print(f"{testset}: {fresh} pairs scored, {fresh / (time.monotonic() - begun):.1f} pairs/s", flush=True)
     scores = ScoreTable.read(parts.scores(), len(pair_list.gallery))
-    methods = {name: scores.estimates(name, pair_list.seed, config.resamples) for name in scores.methods}
+    _, of_target = np.unique(pair_list.targets, return_inverse=True)
+    together = of_target if len(set(pair_list.targets)) < len(pairs) else None
+    methods = {name: scores.estimates(name, pair_list.seed, config.resamples, together) for name in scores.methods}
     targets = _Features.read(parts, "copy_target")
     for name in methods:
         if targets is not None and (found := _Features.read(parts, name)) is not None:

@@ -16,6 +16,7 @@ from codeswap.evaluate.methods import Batch
 from codeswap.evaluate.metrics import (
     POSE_UNITS,
     background,
+    colour_difference,
     cosine,
     expression_errors,
     mask_iou,
@@ -29,9 +30,10 @@ from codeswap.evaluate.results import Estimate
 from codeswap.types import Embedding, Image, Mask
 
 _AS_THEY_ARE = (
-    "id_similarity", "id_similarity_seen", "expression_l2", "expression_mse", "expression_l2_unit", "pose_deg",
-    "background_l1", "l1_true_swap", "face_l1_true_swap", "psnr_true_swap", "face_psnr_true_swap",
-    "perceptual_true_swap", "id_similarity_true_swap", "expression_exact", "pose_exact_deg", "mask_mean", "mask_iou",
+    "id_similarity", "id_similarity_seen", "id_accepted", "id_distance", "expression_l2", "expression_mse",
+    "expression_l2_unit", "pose_deg", "background_l1", "colour_l1", "l1_true_swap", "face_l1_true_swap",
+    "psnr_true_swap", "face_psnr_true_swap", "perceptual_true_swap", "id_similarity_true_swap", "expression_exact",
+    "pose_exact_deg", "mask_mean", "mask_iou",
 )  # fmt: skip
 
 
@@ -67,7 +69,9 @@ def raw_scores(image: Image, seen: Judgement, wanted: Wanted, batch: Batch, gall
         "pose_deg": pose_error(seen.pose, wanted.target.pose),
         "background_l1": masked_l1(ours, theirs, background(region)),
     }
-    if batch.truth is not None:
+    if batch.truth is None:  # a rendered face's skin is its identity, and the true swap tells what it should be
+        scores["colour_l1"] = colour_difference(ours, theirs, region.float())
+    else:
         true, everywhere = (batch.truth.image + 1) / 2, torch.ones_like(batch.face, dtype=torch.float32)
         scores["l1_true_swap"] = masked_l1(ours, true, everywhere)
         scores["psnr_true_swap"] = masked_psnr(ours, true, everywhere)
@@ -106,12 +110,15 @@ class ScoreTable:
         return scores
 
     def add(self, method: str, scores: Mapping[str, Tensor], there: Tensor) -> None:
-        """The next pairs of `method`. Where there is no result, it is not found and all other scores are unknown."""
+        """The next pairs of `method`. Where there is no result, it is neither found nor accepted, and all other scores
+        are unknown."""
         columns = self._columns.setdefault(method, {})
         there = there.cpu()
         columns.setdefault("failed", []).append((~there).numpy())
         for name, values in scores.items():
-            missing = self._gallery_size + 1 if name.startswith("id_rank") else torch.nan
+            missing = (
+                self._gallery_size + 1 if name.startswith("id_rank") else 0.0 if name == "id_accepted" else torch.nan
+            )
             kept = torch.where(there, values.detach().cpu().double(), missing)
             columns.setdefault(name, []).append(kept.numpy())
 
@@ -144,8 +151,13 @@ class ScoreTable:
             )
         return pa.concat_tables(tables).unify_dictionaries()
 
-    def estimates(self, method: str, seed: int, resamples: int) -> dict[str, Estimate]:
-        """Metrics of a method with intervals over pairs; the same seed resamples the same pairs for every method."""
+    def estimates(
+        self, method: str, seed: int, resamples: int, groups: np.ndarray | None = None
+    ) -> dict[str, Estimate]:
+        """Metrics of a method with intervals over pairs; the same seed resamples the same pairs for every method.
+
+        `groups` numbers what is resampled as one: pairs of one target, which are no independent observations.
+        """
         raw = self.columns(method)
         known = {name: raw[name] for name in _AS_THEY_ARE if name in raw}
         derived = {
@@ -157,8 +169,8 @@ class ScoreTable:
             **{name: raw["pose_deg"] * unit for name, unit in POSE_UNITS.items()},
         }
         columns = np.stack([np.asarray(values, dtype=np.float64) for values in derived.values()], axis=1)
-        means = dict(zip(derived, bootstrap_means(columns, seed, resamples), strict=True))
-        means["id_median_rank"] = bootstrap_median(raw["id_rank"], seed, resamples)
+        means = dict(zip(derived, bootstrap_means(columns, seed, resamples, groups), strict=True))
+        means["id_median_rank"] = bootstrap_median(raw["id_rank"], seed, resamples, groups)
         estimates = {name: _estimate(interval) for name, interval in means.items() if interval is not None}
         estimates["failures"] = Estimate(value=int(raw["failed"].sum()), n=len(raw["failed"]))
         return estimates

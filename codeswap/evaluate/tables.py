@@ -22,9 +22,9 @@ METHODS = {
     "true_swap_through_codebook_soft": "true swap through soft codes",
 }
 COLUMNS = (
-    "id_retrieval", "id_retrieval_top5", "id_median_rank", "id_similarity", "id_closer", "expression_l2", "pose_deg",
-    "background_l1", "face_l1_true_swap", "l1_true_swap", "psnr_true_swap", "perceptual_true_swap",
-    "id_similarity_true_swap", "expression_exact", "pose_exact_deg", "fd", "failures",
+    "id_retrieval", "id_retrieval_top5", "id_median_rank", "id_similarity", "id_accepted", "id_distance", "id_closer",
+    "expression_l2", "pose_deg", "background_l1", "colour_l1", "face_l1_true_swap", "l1_true_swap", "psnr_true_swap",
+    "perceptual_true_swap", "id_similarity_true_swap", "expression_exact", "pose_exact_deg", "fd", "failures",
 )  # fmt: skip
 SECOND_COLUMNS = (
     "id_retrieval_seen", "id_similarity_seen", "expression_mse", "expression_l2_unit", "pose_rad", "pose_180",
@@ -32,8 +32,8 @@ SECOND_COLUMNS = (
     "exchange_error", "kd",
 )  # fmt: skip
 TERMINAL_COLUMNS = (
-    "id_retrieval", "id_median_rank", "id_similarity", "expression_l2", "pose_deg", "background_l1",
-    "face_l1_true_swap", "fd",
+    "id_retrieval", "id_median_rank", "id_similarity", "id_accepted", "expression_l2", "pose_deg", "background_l1",
+    "colour_l1", "face_l1_true_swap", "fd",
 )  # fmt: skip
 VARIANT_COLUMNS = (
     "id_retrieval", "id_similarity", "expression_l2", "expression_mse", "pose_deg", "pose_rad", "pose_180", "pose_99",

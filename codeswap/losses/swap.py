@@ -7,11 +7,14 @@ pair, as in the one-sided variant, each loss is its ab term alone.
 from typing import Literal
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from codeswap.losses.codebook import Norm, difference
 from codeswap.losses.image import Features, feature_norm
 from codeswap.types import Embedding, Flags, Image, Latent, Mask, Scalar
+
+LEAST_EYES = 0.08  # of the picture's side: nearer eyes are a profile's, whose distance is no measure
 
 
 def _both(ab: Tensor, ba: Tensor | None) -> Tensor:
@@ -69,7 +72,11 @@ def expression_loss(
 
 
 def _distance(x: Embedding, y: Embedding) -> Tensor:
-    return ((x - y).square().sum(dim=1) + 1e-12).sqrt()  # the norm's gradient is undefined at equal embeddings
+    return _lengths(x - y)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    return (x.square().sum(dim=-1) + 1e-12).sqrt()  # the norm's gradient is undefined at 0
 
 
 def cycle_loss(
@@ -81,6 +88,12 @@ def cycle_loss(
     """
     bab = difference(z_bab, z_b.detach(), norm)
     return bab if z_aba is None else bab + difference(z_aba, z_a.detach(), norm)
+
+
+def landmark_loss(points: Float[Tensor, "b 68 2"], wanted: Float[Tensor, "b 68 2"]) -> Scalar:
+    """Off-paper: mean distance of iBUG's 68 points from where they are `wanted`, in distances between its eyes."""
+    eyes = (wanted[:, 36:42].mean(dim=1) - wanted[:, 42:48].mean(dim=1)).norm(dim=1).clamp(min=LEAST_EYES)
+    return (_lengths(points - wanted).mean(dim=1) / eyes).mean()
 
 
 def background_loss(image_ab: Image, image_b: Image, outside_b: Mask) -> Scalar:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from codeswap.models.fusion import Fusion, FusionConfig
 from codeswap.models.mask import MaskConfig, MaskGenerator, blend
 from codeswap.models.quantizer import QuantizerConfig
-from codeswap.models.store import read_model
+from codeswap.models.store import StoredModelError, read_model
 from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.types import FeatureMap, Image, Latent, Mask, Swap
 
@@ -67,6 +67,23 @@ def load_vqgan(folder: Path) -> VQGAN:
     stored = read_model(folder, "codebook")
     vqgan = VQGAN(stored.group("vqgan", VQGANConfig), stored.group("quantizer", QuantizerConfig))
     return stored.fill(vqgan).eval().requires_grad_(False)
+
+
+def fill_fusion(fusion: Fusion, folder: Path, codebook: Path) -> None:
+    """Gives `fusion` the weights of the swap model in `folder`, to train on from them.
+
+    Raises StoredModelError when there is none, when it was made over another Stage 1 model than `codebook` holds, or
+    when it is of another variant or other sizes.
+    """
+    stored = read_model(folder, "swap")
+    stored.check_parent("codebook", read_model(codebook, "codebook"))
+    found = stored.group("fusion", FusionConfig), stored.text("variant")
+    if found != (fusion.config, fusion.variant):
+        raise StoredModelError(
+            f"{folder} holds a swap model of variant {found[1]} with {found[0]!r}; the training asks for "
+            f"{fusion.variant} with {fusion.config!r}: give a model that fits, or no start_from"
+        )
+    stored.fill(fusion)
 
 
 def load_fusion(folder: Path, vqgan: VQGAN) -> Fusion:

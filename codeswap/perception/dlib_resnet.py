@@ -40,6 +40,8 @@ class Block(nn.Module):
 class DlibResNet(nn.Module):
     """(b, 3, 150, 150), (RGB 0..255 - MEAN) / 256 -> (b, 128)."""
 
+    same_person = 0.6  # two pictures with a smaller L2 distance are of one person, says dlib's face_recognition.py
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 7, 2)

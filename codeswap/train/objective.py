@@ -15,9 +15,11 @@ from codeswap.losses.swap import (
     embedding_loss,
     expression_loss,
     identity_loss,
+    landmark_loss,
     perceptual_loss,
     reconstruction_loss,
 )
+from codeswap.perception.landmark_parsing import LandmarkParsing
 from codeswap.perception.roles import load
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairBatch, face_mask
@@ -36,6 +38,7 @@ class SwapWeights(Config):
     cycle: NonNegativeFloat = 1.0
     pose: NonNegativeFloat = 0.0  # mean squared difference of (yaw, pitch, roll) in units of 45 degrees
     background: NonNegativeFloat = 0.0  # L1 outside the face
+    landmarks: NonNegativeFloat = 0.0  # distance of 68 landmarks to the target's, in distances between its eyes
     features: NonNegativeFloat = 0.0  # relative mean squared difference of perceptual features
     embedding: NonNegativeFloat = 0.0  # raw identity embeddings
     # what identity and embedding compare with: the picture, as Eq. 10, or the mean of its person's pictures
@@ -54,15 +57,24 @@ class Judges(NamedTuple):
     expression: nn.Module
     perceptual: nn.Module | None
     pose: nn.Module | None
+    parsing: nn.Module | None = None
 
 
 def load_judges(engine: Engine, perception: Path, weights: SwapWeights) -> Judges:
-    """The networks that `weights` needs, on the device. Raises ValueError for a role that is not filled."""
+    """The networks that `weights` needs, on the device. Raises ValueError for a role that is not filled, or whose
+    network does not tell what a term asks for."""
+    parsing = engine.frozen(load(perception, "parsing")) if weights.landmarks else None
+    if parsing is not None and not isinstance(parsing, LandmarkParsing):
+        raise ValueError(
+            f"weights.landmarks needs landmarks, and the parsing network {parsing.name} gives none: fill the role with "
+            "architecture landmark_parsing, or set the weight to 0"
+        )
     return Judges(
         engine.frozen(load(perception, "identity_train")),
         engine.frozen(load(perception, "expression_train")),
         engine.frozen(load(perception, "perceptual")) if weights.perceptual or weights.features else None,
         engine.frozen(load(perception, "pose")) if weights.pose else None,
+        parsing,
     )
 
 
@@ -116,6 +128,11 @@ def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swappe
     if weights.pose:
         target = pairs.pose_b if swapped.ba is None else torch.cat([pairs.pose_b, pairs.pose_a])
         terms["pose"] = F.mse_loss(judges.pose(seen).float() / 45, target / 45)
+    if weights.landmarks:
+        find = judges.parsing.landmarks
+        with torch.no_grad():
+            points = find(wanted.stacked).float()
+        terms["landmarks"] = landmark_loss(find(seen).float(), points)
     if weights.background:
         parsing = pairs.parsing_b if swapped.ba is None else torch.cat([pairs.parsing_b, pairs.parsing_a])
         terms["background"] = background_loss(seen, wanted.stacked, 1 - face_mask(parsing))

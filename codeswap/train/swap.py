@@ -13,9 +13,10 @@ from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.pictures import grid
 from codeswap.losses.image import discriminator_loss, generator_loss
 from codeswap.losses.swap import cycle_loss
-from codeswap.models.codeswap import load_vqgan, new_fusion
+from codeswap.models.codeswap import fill_fusion, load_vqgan, new_fusion
 from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
 from codeswap.models.fusion import FusionConfig, second_pass
+from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
 from codeswap.train.cost import flops_of, swap_step
@@ -48,6 +49,7 @@ class SwapTraining(TrainingConfig):
     truth: TruthConfig | None = None  # rendered faces only
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
     # off-paper
+    start_from: Path | None = None  # a trained swap model (folder, relative to the project) to train on from
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
     cycle_weights: tuple[tuple[NonNegativeInt, NonNegativeFloat], ...] = ()  # (from sample, weight), in order
@@ -84,6 +86,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
     engine = Engine(params.engine, seed, config.batch)
     source = open_training_faces(root, *ROLES)
     parents = {"codebook": codebook / "card.json", "perception": perception / "card.json"}
+    if config.start_from is not None:
+        parents["start"] = read_model(root / config.start_from, "swap").folder / CARD
     with Run(
         root, ("swap", variant, fingerprint), engine=engine, training=config, params=params, parents=parents
     ) as run:
@@ -119,6 +123,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         )
         with engine.initialising("stage 2"):
             fusion = new_fusion(params.fusion, kind, vqgan)
+            if config.start_from is not None:
+                fill_fusion(fusion, root / config.start_from, codebook)
             discriminator = PatchGAN(params.discriminator) if config.adversarial else None
         engine.place(fusion)
         held_out = HeldOut(engine, root, source.faces, config.validation)

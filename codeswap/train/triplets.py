@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from codeswap.data.faces import to_float
+from codeswap.data.geometry import with_geometry_of
 from codeswap.data.spoil import Spoiling, another_look, mean_colour, spoil
 from codeswap.losses.image import gradient_loss, l1_loss
 from codeswap.losses.swap import embedding_loss
@@ -26,7 +27,10 @@ class TripletConfig(Config):
 
     share: float = Field(0.0, ge=0, le=1)  # of the pairs; 0 is the paper's objective
     own_swaps: float = Field(0.5, ge=0, le=1)  # share of the pseudo-targets made from I_ab instead of b
-    alone: Literal["skip", "another_look"] = "skip"  # what a person with one picture has for a sibling
+    # what a person with one picture has for a sibling: their picture mirrored, bent and lit anew; or that, and
+    # before it moved towards the pose and expression of the pair's other face (data/geometry.py)
+    alone: Literal["skip", "another_look", "another_geometry"] = "skip"
+    bend: float = Field(1.0, ge=0, le=1)  # of the pseudo-target's change of shape
     image: NonNegativeFloat = 4.0  # L1, weighted by region
     gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
     latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
@@ -60,11 +64,21 @@ def make_triplets(engine: Engine, config: TripletConfig, pairs: PairBatch, swaps
     own = engine.rows(torch.rand(whole, generator=generator) < config.own_swaps)[:, None, None, None]
     tone = mean_colour(to_float(pairs.image_a[:n]), face_mask(pairs.parsing_a[:n]))
     parsing = pairs.parsing_b[:n]
+    how = how._replace(
+        scalars=torch.cat([how.scalars[:, :8], config.bend * how.scalars[:, 8:11], how.scalars[:, 11:]], dim=1),
+        warp=config.bend * how.warp,
+    )
     target = spoil(torch.where(own, swaps, answer), face_mask(parsing), part_masks(parsing), tone, how)
     weights = pixel_weights(parsing, config.skin_weight, config.feature_weight)
     source, valid = to_float(pairs.sibling_b), pairs.has_sibling_b
-    if config.alone == "another_look":
-        look = another_look(source, Spoiling(*(engine.rows(drawn) for drawn in Spoiling.draw(whole, generator))))
+    if config.alone != "skip":
+        how = Spoiling(*(engine.rows(drawn) for drawn in Spoiling.draw(whole, generator)))
+        if config.alone == "another_geometry":
+            share = engine.rows(torch.rand(whole, generator=generator))
+            source = torch.where(
+                valid[:, None, None, None] > 0, source, with_geometry_of(source, parsing, pairs.parsing_a[:n], share)
+            )
+        look = another_look(source, how)
         source, valid = torch.where(valid[:, None, None, None] > 0, source, look), torch.ones_like(valid)
     return Triplets(source, target, answer, weights, valid, pairs.identity_b[:n])
 

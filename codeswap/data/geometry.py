@@ -1,0 +1,68 @@
+"""A face with the pose and expression of another one, by a warp that carries its parts to where the other's lie.
+
+Off-paper, for people of whom there is one picture: their triplets (train/triplets.py) need a source that is not already
+in the target's pose. Only label maps are needed, which every face has.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codeswap.types import Image
+
+# Labels of types.PARSING_LABELS: each brow, each eye, nose, mouth, and the whole face.
+PARTS = ((2,), (3,), (4,), (5,), (10,), (11, 12, 13), (1, 2, 3, 4, 5, 10, 11, 12, 13))
+LEAST = 3  # pixels below which a part is not there
+EDGE = 2.0  # standard deviations from the middle of an ellipse to its edge
+REACH = 0.06  # of the picture's side: how far around it a part is felt
+FAR = 0.02  # weight of what lies beyond all parts, which stays where it is
+LARGEST = 0.15  # of the picture's side: no part moves further, so that turned heads do not fold
+
+
+class Anchors(NamedTuple):
+    """Five points of each part, in units of the picture's side: middle, left, right, top, bottom."""
+
+    points: Tensor  # (b, k, 2): x, y
+    there: Tensor  # (b, k): 1, or 0 for a part that is not seen
+
+
+def anchors(labels: Tensor) -> Anchors:
+    """The anchors of label maps (b, h, w)."""
+    h, w = labels.shape[1:]
+    x = ((torch.arange(w, device=labels.device) + 0.5) / w).view(1, 1, w)
+    y = ((torch.arange(h, device=labels.device) + 0.5) / h).view(1, h, 1)
+    points, there = [], []
+    for part in PARTS:
+        inside = torch.isin(labels, torch.tensor(part, dtype=labels.dtype, device=labels.device)).float()
+        area = inside.sum(dim=(1, 2)).clamp(min=1)
+        middle = [(inside * axis).sum(dim=(1, 2)) / area for axis in (x, y)]
+        spread = [
+            ((inside * (axis - at[:, None, None]).square()).sum(dim=(1, 2)) / area).sqrt() * EDGE
+            for axis, at in zip((x, y), middle, strict=True)
+        ]
+        centre = torch.stack(middle, dim=1)
+        for right, down in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)):
+            points.append(centre + torch.stack([right * spread[0], down * spread[1]], dim=1))
+            there.append((inside.sum(dim=(1, 2)) >= LEAST).float())
+    return Anchors(torch.stack(points, dim=1), torch.stack(there, dim=1))
+
+
+def with_geometry_of(image: Image, own: Tensor, other: Tensor, share: Tensor) -> Image:
+    """`image` (b, 3, h, w) with its parts moved from where `own` label maps have them towards where `other` has them.
+
+    `share` (b,) in [0, 1] of the way, and of each part's change of size. Parts that one of the two lacks stay.
+    """
+    h, w = image.shape[-2:]
+    here, there = anchors(own), anchors(other)
+    known = here.there * there.there
+    move = (share[:, None, None] * (there.points - here.points)).clamp(-LARGEST, LARGEST)
+    goal = here.points + move
+    columns, rows = (torch.arange(w, device=image.device) + 0.5) / w, (torch.arange(h, device=image.device) + 0.5) / h
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (h, w, 2)
+    distance = (grid.view(1, h * w, 1, 2) - goal[:, None]).square().sum(dim=-1)
+    weights = known[:, None] * (-distance / (2 * REACH**2)).exp()
+    shift = (weights @ move) / (weights.sum(dim=2, keepdim=True) + FAR)
+    from_where = (grid.view(1, h * w, 2) - shift).view(-1, h, w, 2) * 2 - 1
+    return F.grid_sample(image, from_where.to(image.dtype), mode="bilinear", padding_mode="border", align_corners=False)
