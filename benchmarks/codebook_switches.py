@@ -33,6 +33,7 @@ PAPER = {
     "quantizer": PAPERS_QUANTIZER,
     "codebook": {"batch": 8, "lr": 2e-3, "betas": [0.9, 0.99], "schedule": "onecycle", "adversarial": 0.0},
 }
+GROUPS = ("vqgan", "quantizer", "discriminator", "codebook")
 SWITCHES: dict[str, dict[str, dict[str, object]]] = {  # on top of PAPER, group by group
     "paper": {},
     "beta on commitment": {"quantizer": {"beta_on": "commitment"}},
@@ -48,12 +49,30 @@ SWITCHES: dict[str, dict[str, dict[str, object]]] = {  # on top of PAPER, group 
     },
     "rotation": {"quantizer": {"passes": "rotation"}},
     "index": {"quantizer": {"passes": "index"}},
+    "linear map of a basis": {"quantizer": {"update": "linear"}},
+    "normalised": {"quantizer": {"normalised": True}},
+    "low dimension (8)": {"vqgan": {"embed_dim": 8, "quant_conv": True}},
+    "normalised, low dimension": {"quantizer": {"normalised": True}, "vqgan": {"embed_dim": 8, "quant_conv": True}},
+    "adversary on frozen features": {
+        "codebook": {"adversarial": 0.8, "adversarial_from": 2000},
+        "discriminator": {"frozen_features": True},
+    },
+    "non-saturating adversary on them": {
+        "codebook": {"adversarial": 0.8, "adversarial_from": 2000, "adversarial_form": "vanilla"},
+        "discriminator": {"frozen_features": True},
+    },
     "soft and continuous shares": {"quantizer": {"soft_share": 0.35, "continuous_share": 0.125}},
 }
 WITHOUT: dict[str, dict[str, dict[str, object]]] = {  # on top of the profile
     "ours": {},
     "ours, rotation": {"quantizer": {"passes": "rotation"}},
     "ours, no soft or continuous shares": {"quantizer": {"soft_share": 0.0, "continuous_share": 0.0}},
+    "ours, linear map of a basis": {"quantizer": {"update": "linear", "restart_below": 0.0}},
+    "ours, normalised": {"quantizer": {"normalised": True}},
+    "ours, adversary on frozen features": {
+        "codebook": {"adversarial": 0.2, "adversarial_from": 2000},
+        "discriminator": {"frozen_features": True},
+    },
     "ours, gradient codes": {"quantizer": {"update": "gradient"}},
     "ours, no identity and expression": {"codebook": {"identity": 0.0, "expression": 0.0}},
     "ours, all pixels alike": {"codebook": {"skin_weight": 0.0, "feature_weight": 0.0}},
@@ -65,7 +84,7 @@ def train(project: Path, place: Path, name: str, samples: int) -> float:
     params = yaml.safe_load((project / "params.yaml").read_text())
     groups = params if name in WITHOUT else params | PAPER
     switched = (WITHOUT | SWITCHES)[name]
-    params |= {group: groups[group] | switched.get(group, {}) for group in ("quantizer", "codebook")}
+    params |= {group: groups[group] | switched.get(group, {}) for group in GROUPS}
     params["codebook"] |= {"samples": samples, "validate_every": samples, "checkpoint_every": samples}
     make_world(project, place, params)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

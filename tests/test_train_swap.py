@@ -112,6 +112,25 @@ def test_cached_latents_give_the_same_training_and_resume_bit_for_bit(tiny, trai
         assert (value, other) == ("", "") or float(value) == pytest.approx(float(other), rel=1e-3, abs=1e-6), name
 
 
+def test_a_discriminator_of_features_trains_in_both_stages_and_resumes(tiny, copy):
+    root = copy("codebook", "swap", "mask")
+    models = []
+    for stops in ((), (f"codebook:48:{signal.SIGTERM}", f"swap-ours:32:{signal.SIGTERM}")):
+        undo = tiny.stop_at(root, *stops)
+        try:
+            frozen, linear = {"frozen_features": True}, {"update": "linear", "restart_below": 0}
+            stopped = tiny.train(root, ["codebook"], discriminator=frozen, quantizer=linear)
+            assert stopped + tiny.train(root, ["swap"], discriminator=frozen) == len(stops)
+        finally:
+            undo()
+        models.append(
+            [(root / f"models/{stage}/model.safetensors").read_bytes() for stage in ("codebook", "swap/ours")]
+        )
+        for place in ("models/codebook", "models/swap", "runs/codebook", "runs/swap"):
+            shutil.rmtree(root / place)
+    assert models[0] == models[1]
+
+
 def test_a_training_starts_from_a_trained_model(tiny, trained, copy):
     root = copy("swap", "mask")
     shutil.copytree(trained / "models/swap/ours", root / "start")

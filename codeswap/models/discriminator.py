@@ -1,8 +1,10 @@
-"""The patch discriminator of Stage 1 (METHOD §A.4, after taming-transformers)."""
+"""Discriminators: the patch discriminator of Stage 1 (METHOD §A.4, after taming-transformers), and one on features."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ class DiscriminatorConfig(Config):
     ch: PositiveInt = 64
     norm: Literal["batch", "group", "none"] = "batch"  # batch statistics are per process: `group` at <= 2 images each
     spectral: bool = False
+    # off-paper: judges the maps of the frozen `perceptual` network instead of pixels (Projected GAN, Sauer et al.,
+    # arXiv 2111.01007, without its random mixing of channels); of the sizes above only `ch` counts then
+    frozen_features: bool = False
 
 
 def _norm(kind: Literal["batch", "group", "none"], channels: int) -> nn.Module:
@@ -56,3 +61,39 @@ class PatchGAN(nn.Module):
 
     def forward(self, image: Image) -> Float[Tensor, "b 1 y x"]:
         return self.layers(image)
+
+
+class FeatureDiscriminator(nn.Module):
+    """Feature maps of a frozen network -> logits (b, n) of all their places, high for real."""
+
+    def __init__(self, config: DiscriminatorConfig, channels: list[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(width, config.ch, 1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(config.ch, 1, 3, 1, 1)),
+            )
+            for width in channels
+        )
+
+    def forward(self, maps: list[Tensor]) -> Float[Tensor, "b n"]:
+        return torch.cat([head(part).flatten(1) for head, part in zip(self.heads, maps, strict=True)], dim=1)
+
+
+Look = Callable[[Image], Image | list[Tensor]]
+
+
+def new_discriminator(config: DiscriminatorConfig, features: nn.Module | None, size: int) -> tuple[nn.Module, Look]:
+    """A discriminator of pictures of `size` px, and what it is shown of a picture: itself, or the maps of `features`.
+
+    Raises ValueError when `frozen_features` is asked for without a network.
+    """
+    if not config.frozen_features:
+        return PatchGAN(config), lambda image: image
+    if features is None:
+        raise ValueError("discriminator.frozen_features needs the role `perceptual`: fill it")
+    with torch.no_grad():
+        device = next(features.parameters()).device
+        channels = [part.shape[1] for part in features(torch.zeros(1, 3, size, size, device=device))]
+    return FeatureDiscriminator(config, channels), features

@@ -14,12 +14,16 @@ ROWS_AT_ONCE = 4_096  # bounds the table: 4,096 x 1,024 codes in fp32 = 16 MiB, 
 
 
 class QuantizerConfig(Config):
-    """The codebook and Eq. 4. The defaults are the paper's; `rotation`, `index`, `kmeans`, `ema`, restarts and soft
-    shares are off-paper.
+    """The codebook and Eq. 4. The defaults are the paper's; `rotation`, `index`, `kmeans`, `ema`, `linear`, restarts,
+    soft shares and `normalised` are off-paper.
 
     `passes`: how the encoder learns through the choice of a code. `copy` is the paper's "gradient replication";
     `rotation` turns and scales the gradient as the code lies to the token (Fifty et al., arXiv 2410.06424); `index`
     passes it through the softmax of the distances, to every code too (IBQ, Shi et al., arXiv 2412.02692).
+    `update`: by the gradient of Eq. 4; by moving averages (`ema`); or `linear`, a fixed random basis whose linear map
+    is learnt, so that every code moves with every other (SimVQ, Zhu et al., arXiv 2411.02038).
+    `normalised`: tokens and codes have unit length, so that the nearest code is the one of largest cosine (ViT-VQGAN,
+    Yu et al., arXiv 2110.04627; their low dimension is `vqgan.embed_dim` with `quant_conv`).
     """
 
     n_codes: PositiveInt = 1024
@@ -28,9 +32,10 @@ class QuantizerConfig(Config):
     norm: Literal["mse", "l2norm"] = "mse"  # Eq. 4 prints an unsquared norm, the cited code takes the mean square
     init: Literal["uniform", "kmeans"] = "uniform"
     passes: Literal["copy", "rotation", "index"] = "copy"
-    update: Literal["gradient", "ema"] = "gradient"
+    update: Literal["gradient", "ema", "linear"] = "gradient"
     ema_decay: float = Field(0.99, ge=0, lt=1)
     restart_below: float = Field(0.0, ge=0, lt=1)  # a code used less than this share of the mean is dead; 0 = never
+    normalised: bool = False
     soft_share: float = Field(0.0, ge=0, le=1)  # share of training samples decoded from soft codes
     continuous_share: float = Field(0.0, ge=0, le=1)  # share decoded without quantisation
     soft_temperature: tuple[PositiveFloat, PositiveFloat] = (0.3, 1.8)  # uniform range, in mean nearest distances
@@ -39,6 +44,8 @@ class QuantizerConfig(Config):
     def _shares_and_range(self) -> "QuantizerConfig":
         if self.soft_share + self.continuous_share > 1:
             raise ValueError(f"soft_share + continuous_share = {self.soft_share + self.continuous_share}, at most 1")
+        if self.update == "linear" and self.restart_below:
+            raise ValueError("update: linear has no codes of their own that could restart: set restart_below to 0")
         if self.soft_temperature[0] > self.soft_temperature[1]:
             raise ValueError(f"soft_temperature={self.soft_temperature}: expected (low, high)")
         return self
@@ -100,7 +107,8 @@ def codes_used(counts: Float[Tensor, " k"]) -> Scalar:
 class Codebook(nn.Module):
     """N codes of width d. All state (codes, moving averages, usage) lies in parameters and buffers.
 
-    `weight` is trained by gradient, or, with `update: ema`, moved by `ema_update_` and frozen for optimisers.
+    `weight` holds the codes as one [N, d] matrix however they learn: trained by gradient; with `update: ema` moved by
+    `ema_update_`, with `linear` written by `refresh_` after every step, and frozen for optimisers in both.
     Methods ending in `_` change state and take sums or vectors that the caller has already made equal on all ranks.
     """
 
@@ -116,6 +124,21 @@ class Codebook(nn.Module):
         if config.update == "ema":
             self.register_buffer("ema_count", torch.zeros(config.n_codes))
             self.register_buffer("ema_total", torch.zeros(config.n_codes, width))
+        if config.update == "linear":
+            self.register_buffer("basis", torch.randn(config.n_codes, width) * width**-0.5)
+            self.turn = nn.Parameter(torch.eye(width))
+        self.refresh_()
+
+    def current(self) -> Float[Tensor, "k d"]:
+        """The codes with the gradient of what they learn by; `weight` has their values."""
+        codes = self.basis @ self.turn if self.config.update == "linear" else self.weight
+        return F.normalize(codes, dim=-1) if self.config.normalised else codes
+
+    @torch.no_grad()
+    def refresh_(self) -> None:
+        """Writes what a step has learnt to `weight`."""
+        if self.config.update == "linear" or self.config.normalised:
+            self.weight.copy_(self.current())
 
     def distances(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
         """Squared Euclidean distances ||z - q_k||^2, fp32 also in a mixed-precision region (torch.cdist is kept in
@@ -137,8 +160,8 @@ class Codebook(nn.Module):
         return torch.cat(found).view(z.shape[:-1])
 
     def lookup(self, codes: Codes) -> Latent:
-        """The code vectors; gradients reach `weight`."""
-        return F.embedding(codes, self.weight)
+        """The code vectors; gradients reach what the codes learn by."""
+        return F.embedding(codes, self.current())
 
     def straight_through(self, z: Latent) -> Quantised:
         """Nearest codes, and how their gradient reaches z: by default the paper's "gradient replication"."""
@@ -151,18 +174,18 @@ class Codebook(nn.Module):
                 passed = _rotated(z, z_q.detach())
             case "index":
                 soft = (-self.distances(z) / self.nearest_distance).softmax(dim=-1)
-                passed = z_q + (soft - soft.detach()) @ self.weight
+                passed = z_q + (soft - soft.detach()) @ self.current()
         return Quantised(passed, z_q, codes)
 
     def soft(self, z: Latent, temperature: Float[Tensor, " b"] | float) -> Latent:
         """softmax(-||z - q||^2 / (temperature * running mean nearest distance)) Q; temperature per sample or for all.
 
-        Temperatures must be > 0. Gradients reach z and, with `update: gradient`, the codes.
+        Temperatures must be > 0. Gradients reach z and what the codes learn by.
         """
         scale = torch.as_tensor(temperature, device=z.device, dtype=torch.float32) * self.nearest_distance
         if scale.ndim:
             scale = scale[:, None, None]
-        return (-self.distances(z) / scale).softmax(dim=-1) @ self.weight
+        return (-self.distances(z) / scale).softmax(dim=-1) @ self.current()
 
     def mixed(self, z: Latent, quantised: Quantised, mix: DecodingMix) -> Latent:
         """The decoder's training input: every sample quantised in its own way (see `DecodingMix`)."""
@@ -236,13 +259,22 @@ class Codebook(nn.Module):
         if drawable < k:
             raise ValueError(f"kmeans_ got {drawable} vectors of positive weight for {k} codes: give it more images")
         self.weight.copy_(vectors[torch.multinomial(weight, k, generator=generator)])
+        self._settle_()
         sums = self.assignments(vectors[None], self.nearest(vectors[None]), weight[None])
         for _ in range(iterations):
             spare = vectors[torch.multinomial(weight, k, generator=generator)]
             centre = sums.total / sums.count.clamp(min=1e-12)[:, None]
             self.weight.copy_(torch.where(sums.count[:, None] > 0, centre, spare))
+            self._settle_()
             sums = self.assignments(vectors[None], self.nearest(vectors[None]), weight[None])
         self.nearest_distance.copy_(sums.distance / sums.count.sum())
         if self.config.update == "ema":
             self.ema_count.copy_(sums.count.clamp(min=1e-3))
             self.ema_total.copy_(self.weight * self.ema_count[:, None])
+
+    def _settle_(self) -> None:
+        """After `weight` was set from outside: a basis takes its place."""
+        if self.config.update == "linear":
+            self.basis.copy_(self.weight)
+            self.turn.copy_(torch.eye(len(self.turn)))
+        self.refresh_()

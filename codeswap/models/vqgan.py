@@ -252,7 +252,8 @@ class VQGAN(nn.Module):
         self.encoder.recompute_from = self.decoder.recompute_from = size
 
     def encoder_features(self, image: Image) -> tuple[FeatureMap, list[Tensor]]:
-        """Z (b, embed_dim, grid, grid) and the encoder's level outputs, finest first (taps of METHOD §D.3)."""
+        """Z (b, embed_dim, grid, grid), of unit length with `quantizer.normalised`, and the encoder's level outputs,
+        finest first (taps of METHOD §D.3)."""
         if image.shape[-2:] != (self.config.image_size, self.config.image_size):
             found = "x".join(map(str, image.shape[-2:]))
             raise ValueError(f"image of {found} px, this model was built for {self.config.image_size} px squares")
@@ -260,7 +261,7 @@ class VQGAN(nn.Module):
         z = self.quant(latent)
         if self.to_latent is not None:
             z = z + self.to_latent(F.pixel_unshuffle(image, self.config.downsample))
-        return z, features
+        return F.normalize(z, dim=1) if self.codebook.config.normalised else z, features
 
     def encode(self, image: Image) -> FeatureMap:
         """Z, not quantised."""

@@ -23,7 +23,7 @@ from codeswap.losses.image import (
     last_layer_gradient_from_image,
     lpips_loss,
 )
-from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
+from codeswap.models.discriminator import DiscriminatorConfig, new_discriminator
 from codeswap.models.quantizer import (
     DecodingMix,
     QuantizerConfig,
@@ -117,15 +117,17 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         feed = FaceFeed(source, order, params.seed, config.flip, parsing=config.weighs_regions)
         first = FaceFeed(source, order.rekeyed("first codes"), params.seed, flip=False, parsing=config.weighs_regions)
 
+        on_features = config.adversarial > 0 and params.discriminator.frozen_features
+        perceptual = engine.frozen(load(perception, "perceptual")) if config.perceptual or on_features else None
         with engine.initialising("stage 1"):
             vqgan = VQGAN(params.vqgan, params.quantizer)
             vqgan.recompute_from_(config.recompute_from)
-            discriminator = engine.place(PatchGAN(params.discriminator))
+            discriminator, look = new_discriminator(params.discriminator, perceptual, params.vqgan.image_size)
+            engine.place(discriminator)
         if params.vqgan.linear_shortcut:
             images = first(torch.arange(config.warm_up_images).numpy()).image
             vqgan.start_from_principal_patches_(to_float(images))
         engine.place(vqgan)
-        perceptual = engine.frozen(load(perception, "perceptual")) if config.perceptual else None
         identity = engine.frozen(load(perception, "identity_train")) if config.identity else None
         expression = engine.frozen(load(perception, "expression_train")) if config.expression else None
         held_out = HeldOut(engine, root, source.faces, config.validation)
@@ -170,7 +172,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                 terms = {"l1": l1_loss(picture, x, weights)}
                 if config.gradient:
                     terms["gradient"] = config.gradient * gradient_loss(picture, x, weights)
-                if perceptual is not None:
+                if config.perceptual:
                     with torch.no_grad():
                         wanted = perceptual(x)
                     seen = perceptual(picture)
@@ -187,7 +189,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                 (slope,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), picture)
                 if adversarial:
                     with held(discriminator):
-                        terms["adversarial"] = generator_loss(discriminator(picture), config.adversarial_form)
+                        terms["adversarial"] = generator_loss(discriminator(look(picture)), config.adversarial_form)
                         (slope_adv,) = torch.autograd.grad(terms["adversarial"], picture)
                     at_last = [
                         engine.mean(last_layer_gradient_from_image(g, out.head, vqgan.last_layer))
@@ -214,7 +216,8 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             # Discriminator, Eq. (3)
             if adversarial:
                 with engine.autocast():
-                    real, fake = judge(x).float(), judge(picture.detach()).float()  # apart: BatchNorm sees one kind
+                    # apart: BatchNorm sees one kind
+                    real, fake = (judge(look(image)).float() for image in (x, picture.detach()))
                     terms["discriminator"] = discriminator_loss(real, fake, config.adversarial_form)
                 engine.step(terms["discriminator"], judge, opt_d)
 

@@ -45,6 +45,7 @@ def learn_codes(
     codebook.observe_(sums)
     if codebook.config.update == "ema":
         codebook.ema_update_(sums)
+    codebook.refresh_()
     restarted = 0
     if codebook.config.restart_below and restart is not None:
         flat = seen[0].detach().float().flatten(0, 1)

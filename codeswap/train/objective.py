@@ -60,9 +60,11 @@ class Judges(NamedTuple):
     parsing: nn.Module | None = None
 
 
-def load_judges(engine: Engine, perception: Path, weights: SwapWeights) -> Judges:
-    """The networks that `weights` needs, on the device. Raises ValueError for a role that is not filled, or whose
-    network does not tell what a term asks for."""
+def load_judges(engine: Engine, perception: Path, weights: SwapWeights, *, perceptual: bool = False) -> Judges:
+    """The networks that `weights` needs (and `perceptual`, where another asks for it), on the device.
+
+    Raises ValueError for a role that is not filled, or whose network does not tell what a term asks for.
+    """
     parsing = engine.frozen(load(perception, "parsing")) if weights.landmarks else None
     if parsing is not None and not isinstance(parsing, LandmarkParsing):
         raise ValueError(
@@ -72,7 +74,7 @@ def load_judges(engine: Engine, perception: Path, weights: SwapWeights) -> Judge
     return Judges(
         engine.frozen(load(perception, "identity_train")),
         engine.frozen(load(perception, "expression_train")),
-        engine.frozen(load(perception, "perceptual")) if weights.perceptual or weights.features else None,
+        engine.frozen(load(perception, "perceptual")) if perceptual or weights.perceptual or weights.features else None,
         engine.frozen(load(perception, "pose")) if weights.pose else None,
         parsing,
     )
@@ -177,7 +179,7 @@ def calibrate(engine: Engine, judges: Judges, weights: SwapWeights, pairs: PairB
     x_a, x_b = pairs.expression_a[different], pairs.expression_b[different]
     expression = weights.expression * (x_a - x_b).norm(dim=1).mean().item()
     perceptual = 0.0
-    if judges.perceptual is not None:
+    if weights.perceptual:
         values = [
             feature_norm(*(judges.perceptual(to_float(engine.to_device(image))) for image in both))
             for both in zip(pairs.image_a[different].split(32), pairs.image_b[different].split(32), strict=True)

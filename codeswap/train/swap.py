@@ -14,7 +14,7 @@ from codeswap.data.pictures import grid
 from codeswap.losses.image import discriminator_loss, generator_loss
 from codeswap.losses.swap import cycle_loss
 from codeswap.models.codeswap import fill_fusion, load_vqgan, new_fusion
-from codeswap.models.discriminator import DiscriminatorConfig, PatchGAN
+from codeswap.models.discriminator import DiscriminatorConfig, new_discriminator
 from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import feature_map, tokens
@@ -117,7 +117,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             truth=config.truth is not None,
             latents=Latents(engine, vqgan, source.faces, run.folder / LATENTS) if config.cache_latents else None,
         )
-        judges = load_judges(engine, perception, config.weights)
+        on_features = config.adversarial > 0 and params.discriminator.frozen_features
+        judges = load_judges(engine, perception, config.weights, perceptual=on_features)
         calibration = calibrate(
             engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
         )
@@ -125,7 +126,11 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             fusion = new_fusion(params.fusion, kind, vqgan)
             if config.start_from is not None:
                 fill_fusion(fusion, root / config.start_from, codebook)
-            discriminator = PatchGAN(params.discriminator) if config.adversarial else None
+            discriminator = None
+            if config.adversarial:
+                discriminator, look = new_discriminator(
+                    params.discriminator, judges.perceptual, vqgan.config.image_size
+                )
         engine.place(fusion)
         held_out = HeldOut(engine, root, source.faces, config.validation)
         critics = load_critics(engine, perception, **by_role(judges))
@@ -188,7 +193,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                     loss = loss + triplet_loss(config.triplets, known)
                 if discriminator is not None and begin >= config.adversarial_from:
                     with held(discriminator):
-                        terms["adversarial"] = generator_loss(discriminator(swapped.stacked))
+                        terms["adversarial"] = generator_loss(discriminator(look(swapped.stacked)))
                     loss = loss + config.adversarial * terms["adversarial"]
                 terms["total"] = loss
             if not engine.step(loss, trained, optimizer, guard=config.skip_nonfinite > 0):
@@ -198,7 +203,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             if discriminator is not None and begin >= config.adversarial_from:
                 with engine.autocast():
                     faces = pairs.image_b if swapped.ba is None else torch.cat([pairs.image_b, pairs.image_a])
-                    real, fake = judge(to_float(faces)).float(), judge(swapped.stacked.detach()).float()
+                    real, fake = (judge(look(x)).float() for x in (to_float(faces), swapped.stacked.detach()))
                     terms["discriminator"] = discriminator_loss(real, fake)
                 engine.step(terms["discriminator"], judge, opt_d)
 
