@@ -145,3 +145,15 @@ def test_one_process_agrees_with_itself(make):
 def test_the_launcher_tells_a_requested_stop_from_a_failure() -> None:
     assert exit_code({75}) == exit_code({75, -15}) == 75
     assert exit_code({1}) == exit_code({75, 1}) == exit_code({-15}) == exit_code({-9, 75}) == 1
+
+
+def test_precision_auto_is_bf16_only_where_the_processor_multiplies_in_it(monkeypatch):
+    config = EngineConfig(precision="auto")
+    for known, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        assert config.in_bf16(torch.device("cpu")) == expected
+        engine = Engine(config, 0, 4)
+        assert engine.autocast()._enabled == engine.bf16 == expected
+        engine.close()
+    assert EngineConfig(precision="bf16").in_bf16(torch.device("cpu"))
+    assert not EngineConfig().in_bf16(torch.device("cpu"))

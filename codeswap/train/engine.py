@@ -51,6 +51,7 @@ class Engine:
         self.config, self.seed, self.batch = config, seed, batch
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         self.device, self.main = self._accelerator.device, self._accelerator.is_main_process
+        self.bf16 = config.in_bf16(self.device)
         self.deepspeed = self._accelerator.distributed_type == DistributedType.DEEPSPEED
         self.zero_stage = self._accelerator.state.deepspeed_plugin.zero_stage if self.deepspeed else 0
         asked = int(os.environ.get("WORLD_SIZE", "1"))
@@ -146,7 +147,7 @@ class Engine:
         config["train_micro_batch_size_per_gpu"] = self.micro_batch // self.world
         config["gradient_accumulation_steps"] = self.config.accumulation
         config["gradient_clipping"] = clip or 0.0
-        if self.config.precision == "bf16":  # DeepSpeed switches off an autocast that it does not know of
+        if self.bf16:  # DeepSpeed switches off an autocast that it does not know of
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         return config
 
@@ -181,7 +182,7 @@ class Engine:
         return self._part == self.config.accumulation - 1
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def step(self, loss: Tensor, module: nn.Module, optimizer: Optimizer, guard: bool = False) -> bool:
         """Adds the gradient of `loss` (a mean over this part) and, when the batch is complete, updates `module`.

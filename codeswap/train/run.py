@@ -71,12 +71,12 @@ class Run:
         if engine.main:
             made_by = {name: card.get("run_id") or card.get("fingerprint") for name, card in self.parents.items()}
             tags = {"stage": stage, "variant": variant or "-", "fingerprint": fingerprint, "git_commit": git_commit()}
-            tags |= {"parents": json.dumps(made_by), "processes": str(engine.world)}
+            tags |= {"parents": json.dumps(made_by), "processes": str(engine.world), "bf16": str(engine.bf16)}
             self._tracker = Tracker(self.name, params.model_dump(mode="json"), tags, self.folder / "mlflow_run_id")
         self._bar: tqdm | None = None
         self._alarmed: set[str] = set()
         self._spoke = time.monotonic()
-        self._meter = Meter(engine.device, engine.world, engine.config.precision == "bf16")
+        self._meter = Meter(engine.device, engine.world, engine.bf16)
         self._feed: Feed | None = None
 
     def __enter__(self) -> "Run":
