@@ -188,6 +188,11 @@ def test_rows_that_follow_from_their_definition(rendered: tuple[Evaluation, Path
     assert value(evaluation, "copy_source", "id_similarity") == pytest.approx(1)
     assert value(evaluation, "true_swap", "l1_true_swap") == 0
     assert value(evaluation, "true_swap", "background_l1") == pytest.approx(0, abs=2e-3)
+    for method, same in (("true_swap", True), ("paste", False)):  # a paste is the target outside the face
+        assert (value(evaluation, method, "face_perceptual_true_swap") == pytest.approx(0, abs=1e-6)) == same
+        assert (value(evaluation, method, "face_id_similarity_true_swap") == pytest.approx(1, abs=1e-6)) == same
+        less = value(evaluation, method, "perceptual_true_swap")
+        assert value(evaluation, method, "face_perceptual_true_swap") <= less + 1e-6
     assert value(evaluation, "true_swap", "psnr_true_swap") == pytest.approx(100)
     assert value(evaluation, "copy_target", "face_l1_true_swap") > value(evaluation, "copy_target", "l1_true_swap") > 0
     assert value(evaluation, "paste", "background_l1") == pytest.approx(0, abs=1e-6)

@@ -112,6 +112,33 @@ def test_cached_latents_give_the_same_training_and_resume_bit_for_bit(tiny, trai
         assert (value, other) == ("", "") or float(value) == pytest.approx(float(other), rel=1e-3, abs=1e-6), name
 
 
+def test_later_weights_take_over_and_bring_their_networks(tiny, copy):
+    later = {"begins": 32, "weights": {"identity": 3.0, "pose": 0.5, "cycle": 2.0}}
+    config = SwapTraining(weights={"identity": 1.0, "pose": 0.0, "features": 0.1}, later=later)
+    assert config.weights_at(31) == config.weights and config.weights_at(32).identity == 3
+    assert (config.cycle_weight(31), config.cycle_weight(32)) == (1, 2)
+    assert (config.ever.pose, config.ever.features, config.ever.identity) == (0.5, 0.1, 3)
+    with pytest.raises(ValueError, match="identity_of differ"):
+        SwapTraining(later={"begins": 1, "weights": {"identity_of": "person"}})
+    root = copy("swap", "mask")
+    models = []
+    for stops in ((), (f"swap-ours:40:{signal.SIGTERM}",)):
+        undo = tiny.stop_at(root, *stops)
+        try:
+            swap = {"weights": {"background": 0.1}, "later": later, "adversarial": 0.0, "cycle_weights": []}
+            assert tiny.train(root, ["swap"], swap=swap) == len(stops)
+        finally:
+            undo()
+        models.append((root / "models/swap/ours/model.safetensors").read_bytes())
+        header, *rows = (line.split(",") for line in (root / "models/swap/ours/curve.csv").read_text().splitlines())
+        for place in ("models", "runs"):
+            shutil.rmtree(root / place / "swap/ours")
+    assert models[0] == models[1]
+    logged = {name: [row[header.index(name)] != "" for row in rows if float(row[0]) in (16, 32, 48)] for name in
+              ("pose", "background")}  # fmt: skip
+    assert logged["pose"][-1] and not logged["pose"][0] and logged["background"][0] and not logged["background"][-1]
+
+
 def test_a_discriminator_of_features_trains_in_both_stages_and_resumes(tiny, copy):
     root = copy("codebook", "swap", "mask")
     models = []

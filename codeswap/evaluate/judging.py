@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from codeswap.evaluate.judges import Judgement, Judges
 from codeswap.evaluate.methods import Batch, eight_bits, pictures
+from codeswap.evaluate.metrics import cosine
 from codeswap.evaluate.parts import FEATURES, Parts, Team
 from codeswap.evaluate.rivals import Rival
 from codeswap.evaluate.scores import Gallery, ScoreTable, Wanted, mask_scores, raw_scores
@@ -87,6 +88,9 @@ def judge_batch(
         scores = raw_scores(image, seen, wanted, batch, gallery) | judges.accepted(seen, wanted.source)
         if batch.truth is not None and true_maps is not None:
             scores["perceptual_true_swap"] = judges.perceptual_distance(judges.maps(image), true_maps)
+            face_alone = torch.where(batch.truth.region, image, true)  # surrounded by the true swap
+            scores["face_perceptual_true_swap"] = judges.perceptual_distance(judges.maps(face_alone), true_maps)
+            scores["face_id_similarity_true_swap"] = cosine(judges.identity(face_alone), known["true_swap"].identity)
             scores |= judges.exact_errors(seen, batch.truth)
         if name == "swap" and made.mask is not None:
             scores |= mask_scores(made.mask, batch)

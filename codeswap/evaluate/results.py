@@ -115,6 +115,8 @@ MEASURES = {
     "failures": Measure("failures", "lower", "count", "results missing or not finite: misses in retrieval"),
     "perceptual_true_swap": Measure("LPIPS", "lower", "small", "LPIPS by the perceptual network, to the true swap"),
     "id_similarity_true_swap": Measure("ID to true swap", "higher", "small", "cosine to the rendered true swap"),
+    "face_perceptual_true_swap": Measure("face LPIPS", "lower", "small", "the same of the face alone"),
+    "face_id_similarity_true_swap": Measure("face ID to true swap", "higher", "small", "the same of the face alone"),
     "expression_exact": Measure("expression, exact", "lower", "small", "error in the renderer's parameters, of 2"),
     "pose_exact_deg": Measure("pose, exact (deg)", "lower", "angle", "error in the renderer's angles"),
     "fid": Measure("FID", "lower", "plain", "Fréchet distance to the targets, Inception features"),

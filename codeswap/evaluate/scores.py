@@ -32,8 +32,9 @@ from codeswap.types import Embedding, Image, Mask
 _AS_THEY_ARE = (
     "id_similarity", "id_similarity_seen", "id_accepted", "id_distance", "expression_l2", "expression_mse",
     "expression_l2_unit", "pose_deg", "background_l1", "colour_l1", "l1_true_swap", "face_l1_true_swap",
-    "psnr_true_swap", "face_psnr_true_swap", "perceptual_true_swap", "id_similarity_true_swap", "expression_exact",
-    "pose_exact_deg", "mask_mean", "mask_iou",
+    "psnr_true_swap", "face_psnr_true_swap", "perceptual_true_swap", "face_perceptual_true_swap",
+    "id_similarity_true_swap", "face_id_similarity_true_swap", "expression_exact", "pose_exact_deg", "mask_mean",
+    "mask_iou",
 )  # fmt: skip
 
 

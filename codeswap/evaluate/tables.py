@@ -28,8 +28,8 @@ COLUMNS = (
 )  # fmt: skip
 SECOND_COLUMNS = (
     "id_retrieval_seen", "id_similarity_seen", "expression_mse", "expression_l2_unit", "pose_rad", "pose_180",
-    "pose_99", "face_psnr_true_swap", "mask_mean", "mask_iou", "id_consistency", "flicker",
-    "exchange_error", "kd",
+    "pose_99", "face_psnr_true_swap", "face_perceptual_true_swap", "face_id_similarity_true_swap", "mask_mean",
+    "mask_iou", "id_consistency", "flicker", "exchange_error", "kd",
 )  # fmt: skip
 TERMINAL_COLUMNS = (
     "id_retrieval", "id_median_rank", "id_similarity", "id_accepted", "expression_l2", "pose_deg", "background_l1",

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from codeswap.data.faces import to_float
 from codeswap.data.order import OrderConfig, order_faces
@@ -37,6 +37,13 @@ ROLES = ("identity_train", "expression_train", "pose")
 CALIBRATION_PAIRS = 256
 
 
+class LaterWeights(Config):
+    """Weights that take over while a training goes on: what gets Stage 2 off its start is not what finishes it."""
+
+    begins: PositiveInt  # the first sample that they weigh
+    weights: SwapWeights
+
+
 class SwapTraining(TrainingConfig):
     """Stage 2. The defaults are the paper's (batch 32 pairs, 600,000 steps, Eq. 9); what is off-paper is off."""
 
@@ -51,6 +58,7 @@ class SwapTraining(TrainingConfig):
     # off-paper
     start_from: Path | None = None  # a trained swap model (folder, relative to the project) to train on from
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
+    later: LaterWeights | None = None
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
     cycle_weights: tuple[tuple[NonNegativeInt, NonNegativeFloat], ...] = ()  # (from sample, weight), in order
     adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
@@ -59,10 +67,28 @@ class SwapTraining(TrainingConfig):
     cache_latents: bool = False  # every face is encoded once, before the first step (train/latents.py)
     recompute_from: PositiveInt | None = None  # decoder levels of at least this size are recomputed, to save memory
 
+    @model_validator(mode="after")
+    def _later_fits(self) -> "SwapTraining":
+        if self.later is not None and self.later.weights.identity_of != self.weights.identity_of:
+            raise ValueError("weights.identity_of and later.weights.identity_of differ: what is wanted cannot change")
+        return self
+
+    def weights_at(self, position: int) -> SwapWeights:
+        """Eq. 9's weights at `position`."""
+        return self.weights if self.later is None or position < self.later.begins else self.later.weights
+
     def cycle_weight(self, position: int) -> float:
         """The weight of L_cyc at `position`: the last entry of `cycle_weights` that has begun, else `weights.cycle`."""
         begun = [weight for start, weight in self.cycle_weights if start <= position]
-        return begun[-1] if begun else self.weights.cycle
+        return begun[-1] if begun else self.weights_at(position).cycle
+
+    @property
+    def ever(self) -> SwapWeights:
+        """Of every term its largest weight: above 0 where a network is needed at some time."""
+        if self.later is None:
+            return self.weights
+        one, other = self.weights.model_dump(), self.later.weights.model_dump()
+        return SwapWeights(**one | {k: max(v, other[k]) for k, v in one.items() if isinstance(v, float)})
 
 
 class SwapParams(Config):
@@ -111,14 +137,14 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         feed = PairFeed(
             source,
             pairing,
-            parsing=triplets > 0 or config.weights.background > 0,
+            parsing=triplets > 0 or config.ever.background > 0,
             siblings=triplets,
             person=config.weights.identity_of == "person",
             truth=config.truth is not None,
             latents=Latents(engine, vqgan, source.faces, run.folder / LATENTS) if config.cache_latents else None,
         )
         on_features = config.adversarial > 0 and params.discriminator.frozen_features
-        judges = load_judges(engine, perception, config.weights, perceptual=on_features)
+        judges = load_judges(engine, perception, config.ever, perceptual=on_features)
         calibration = calibrate(
             engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
         )
@@ -170,8 +196,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 swapped = Pictures(*both.pair(vqgan.decode(feature_map(both.stacked)).float()))
 
                 # Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc
-                terms = picture_terms(judges, config.weights, pairs, swapped)
-                loss = config.weights.total(terms)
+                weights = config.weights_at(begin)
+                terms = picture_terms(judges, weights, pairs, swapped)
+                loss = weights.total(terms)
                 cycle_weight = config.cycle_weight(begin)
                 if cycle_weight:
                     n = max(1, round(config.cycle_share * len(z_a)))
