@@ -7,6 +7,7 @@ from codeswap.losses.detectors import exchange_ratio, is_copy, is_exchange
 from codeswap.losses.swap import (
     LEAST_EYES,
     background_loss,
+    chroma_loss,
     cycle_loss,
     embedding_loss,
     expression_loss,
@@ -106,6 +107,19 @@ def test_landmarks_are_measured_in_distances_between_the_eyes():
     loss.backward()
     assert points.grad.isfinite().all() and (points.grad.sum(dim=(0, 1)) > 0).all()
     assert landmark_loss(wanted, wanted).item() < 1e-4
+
+
+def test_chroma_ignores_brightness_and_what_is_smaller_than_a_cell():
+    b = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert chroma_loss(b + 0.5, b).item() < 1e-6
+    stripes = torch.zeros(1, 3, 32, 32)
+    stripes[:, 0, ::2], stripes[:, 0, 1::2] = 0.4, -0.4
+    assert chroma_loss(b + stripes, b).item() < 1e-6
+    red = (b + torch.tensor([0.3, 0.0, 0.0]).view(1, 3, 1, 1)).requires_grad_()
+    loss = chroma_loss(red, b)
+    assert loss.item() == pytest.approx((0.2 + 0.1 + 0.1) / 3, rel=1e-4)
+    loss.backward()
+    assert (red.grad[:, 0] > 0).all() and (red.grad[:, 1:] < 0).all()
 
 
 def test_embedding_distance_sees_length():

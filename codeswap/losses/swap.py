@@ -96,6 +96,16 @@ def landmark_loss(points: Float[Tensor, "b 68 2"], wanted: Float[Tensor, "b 68 2
     return (_lengths(points - wanted).mean(dim=1) / eyes).mean()
 
 
+def chroma_loss(image_ab: Image, image_b: Image, cells: int = 16) -> Scalar:
+    """Off-paper: mean |difference| of chroma (RGB without its mean) in `cells` x `cells` cells: the target's colours.
+
+    Brightness and all that is smaller than a cell are free, so features and shading may be the source's.
+    """
+    difference = image_ab - image_b
+    chroma = difference - difference.mean(dim=1, keepdim=True)
+    return F.adaptive_avg_pool2d(chroma, cells).abs().mean()
+
+
 def background_loss(image_ab: Image, image_b: Image, outside_b: Mask) -> Scalar:
     """Off-paper: mean |I_ab - I_b| outside the face; `outside_b` is 1 on what must not change."""
     return ((image_ab - image_b).abs() * outside_b).mean()

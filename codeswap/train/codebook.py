@@ -117,8 +117,8 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         feed = FaceFeed(source, order, params.seed, config.flip, parsing=config.weighs_regions)
         first = FaceFeed(source, order.rekeyed("first codes"), params.seed, flip=False, parsing=config.weighs_regions)
 
-        on_features = config.adversarial > 0 and params.discriminator.frozen_features
-        perceptual = engine.frozen(load(perception, "perceptual")) if config.perceptual or on_features else None
+        needed = config.perceptual > 0 or params.discriminator.frozen_features
+        perceptual = engine.frozen(load(perception, "perceptual")) if needed else None
         with engine.initialising("stage 1"):
             vqgan = VQGAN(params.vqgan, params.quantizer)
             vqgan.recompute_from_(config.recompute_from)

@@ -12,6 +12,7 @@ from codeswap.data.faces import to_float
 from codeswap.losses.image import feature_mse, feature_norm
 from codeswap.losses.swap import (
     background_loss,
+    chroma_loss,
     embedding_loss,
     expression_loss,
     identity_loss,
@@ -39,6 +40,7 @@ class SwapWeights(Config):
     pose: NonNegativeFloat = 0.0  # mean squared difference of (yaw, pitch, roll) in units of 45 degrees
     background: NonNegativeFloat = 0.0  # L1 outside the face
     landmarks: NonNegativeFloat = 0.0  # distance of 68 landmarks to the target's, in distances between its eyes
+    colour: NonNegativeFloat = 0.0  # chroma in 16ths of the picture to the target's
     features: NonNegativeFloat = 0.0  # relative mean squared difference of perceptual features
     embedding: NonNegativeFloat = 0.0  # raw identity embeddings
     # what identity and embedding compare with: the picture, as Eq. 10, or the mean of its person's pictures
@@ -135,6 +137,8 @@ def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swappe
         with torch.no_grad():
             points = find(wanted.stacked).float()
         terms["landmarks"] = landmark_loss(find(seen).float(), points)
+    if weights.colour:
+        terms["colour"] = chroma_loss(seen, wanted.stacked)
     if weights.background:
         parsing = pairs.parsing_b if swapped.ba is None else torch.cat([pairs.parsing_b, pairs.parsing_a])
         terms["background"] = background_loss(seen, wanted.stacked, 1 - face_mask(parsing))
