@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from codeswap.data.faces import Faces
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.models.codeswap import load_codeswap
+from codeswap.perception.boxes import Box, View
+from codeswap.perception.landmark_parsing import LandmarkParsing, Landmarks
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces, pixel_weights
 from codeswap.train.machine import EngineConfig
@@ -112,80 +113,25 @@ def test_cached_latents_give_the_same_training_and_resume_bit_for_bit(tiny, trai
         assert (value, other) == ("", "") or float(value) == pytest.approx(float(other), rel=1e-3, abs=1e-6), name
 
 
-def test_later_weights_take_over_and_bring_their_networks(tiny, copy):
-    later = {"begins": 32, "weights": {"identity": 3.0, "pose": 0.5, "cycle": 2.0}}
-    config = SwapTraining(weights={"identity": 1.0, "pose": 0.0, "features": 0.1}, later=later)
-    assert config.weights_at(31) == config.weights and config.weights_at(32).identity == 3
-    assert (config.cycle_weight(31), config.cycle_weight(32)) == (1, 2)
-    assert (config.ever.pose, config.ever.features, config.ever.identity) == (0.5, 0.1, 3)
-    with pytest.raises(ValueError, match="identity_of differ"):
-        SwapTraining(later={"begins": 1, "weights": {"identity_of": "person"}})
-    root = copy("swap", "mask")
-    models = []
-    for stops in ((), (f"swap-ours:40:{signal.SIGTERM}",)):
-        undo = tiny.stop_at(root, *stops)
-        try:
-            swap = {"weights": {"background": 0.1}, "later": later, "adversarial": 0.0, "cycle_weights": []}
-            assert tiny.train(root, ["swap"], swap=swap) == len(stops)
-        finally:
-            undo()
-        models.append((root / "models/swap/ours/model.safetensors").read_bytes())
-        header, *rows = (line.split(",") for line in (root / "models/swap/ours/curve.csv").read_text().splitlines())
-        for place in ("models", "runs"):
-            shutil.rmtree(root / place / "swap/ours")
-    assert models[0] == models[1]
-    logged = {name: [row[header.index(name)] != "" for row in rows if float(row[0]) in (16, 32, 48)] for name in
-              ("pose", "background")}  # fmt: skip
-    assert logged["pose"][-1] and not logged["pose"][0] and logged["background"][0] and not logged["background"][-1]
-
-
-def test_a_discriminator_of_features_trains_in_both_stages_and_resumes(tiny, copy):
-    root = copy("codebook", "swap", "mask")
-    models = []
-    for stops in ((), (f"codebook:48:{signal.SIGTERM}", f"swap-ours:32:{signal.SIGTERM}")):
-        undo = tiny.stop_at(root, *stops)
-        try:
-            frozen, linear = {"frozen_features": True}, {"update": "linear", "restart_below": 0}
-            stopped = tiny.train(root, ["codebook"], discriminator=frozen, quantizer=linear)
-            assert stopped + tiny.train(root, ["swap"], discriminator=frozen) == len(stops)
-        finally:
-            undo()
-        models.append(
-            [(root / f"models/{stage}/model.safetensors").read_bytes() for stage in ("codebook", "swap/ours")]
-        )
-        for place in ("models/codebook", "models/swap", "runs/codebook", "runs/swap"):
-            shutil.rmtree(root / place)
-    assert models[0] == models[1]
-
-
-def test_a_training_starts_from_a_trained_model(tiny, trained, copy):
-    root = copy("swap", "mask")
-    shutil.copytree(trained / "models/swap/ours", root / "start")
-    begun = load_file(root / "start/model.safetensors")
-    tiny.train(root, ["swap"], swap={"samples": 8, "lr": 1e-9, "weight_decay": 0.0, "start_from": "start"})
-    ended = load_file(root / "models/swap/ours/model.safetensors")
-    assert begun.keys() == ended.keys()
-    for name in begun:
-        torch.testing.assert_close(ended[name], begun[name], rtol=0, atol=1e-6)
-    card = json.loads((root / "models/swap/ours/card.json").read_text())
-    assert card["lineage"]["start"] == json.loads((root / "start/card.json").read_text())["weights_sha256"]
-
-
-def test_a_model_of_other_sizes_variant_or_codebook_is_no_start(tiny, trained, copy):
-    root = copy("swap", "mask")
-    shutil.copytree(trained / "models/swap/ours", root / "start")
-    start = {"swap": {"start_from": "start", "samples": 8}}
-    with pytest.raises(ValueError, match=r"start holds a swap model of variant ours .* the training asks for hard"):
-        tiny.train(root, ["swap"], "hard", **start)
-    with pytest.raises(ValueError, match=r"ffn=16.* the training asks for ours .*ffn=32"):
-        tiny.train(root, ["swap"], fusion={"ffn": 32}, **start)
-    card = json.loads((root / "start/card.json").read_text())
-    card["lineage"]["codebook"] = "0" * 64
-    (root / "start/card.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match="made from the codebook model 000000000000"):
-        tiny.train(root, ["swap"], **start)
-    with pytest.raises(ValueError, match=r"none/model\.safetensors does not exist"):
-        tiny.train(root, ["swap"], swap={"start_from": "none", "samples": 8})
+def test_landmarks_are_the_targets_and_need_a_network_that_finds_them(trained, judges):
+    engine = Engine(EngineConfig(device="cpu"), 0, 4)
+    with pytest.raises(ValueError, match=r"weights\.landmarks needs landmarks, and the parsing network .* gives none"):
+        load_judges(engine, trained / "models/perception", SwapWeights(landmarks=1.0))
+    engine.close()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(16, 136))
+    finder = LandmarkParsing(Landmarks(View(Box(0.0, 0.0, 1.0), 64, (0.0,), (256.0,), "grey"), net))
+    weights = SwapWeights(reconstruction=0, identity=0, perceptual=0, expression=0, cycle=0, landmarks=2.0, colour=1.0)
+    pairs = _pairs(judges, [False, False])
+    a, b = (x.float() / 127.5 - 1 for x in (pairs.image_a, pairs.image_b))
+    exact = picture_terms(judges._replace(parsing=finder), weights, pairs, Pictures(b, a))
+    assert exact.keys() == {"landmarks", "colour"} and max(term.item() for term in exact.values()) < 1e-3
+    swapped = Pictures(a.clone().requires_grad_(), b.clone().requires_grad_())
+    terms = picture_terms(judges._replace(parsing=finder), weights, pairs, swapped)
+    assert min(term.item() for term in terms.values()) > 1e-3
+    for term in terms.values():
+        for gradient in torch.autograd.grad(term, swapped, retain_graph=True):
+            assert gradient.isfinite().all() and gradient.any()
 
 
 def test_accumulation_gives_nearly_the_same_training(tiny, trained, copy):
