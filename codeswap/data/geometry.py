@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codeswap.types import Image
+from codeswap.data.labels import among
+from codeswap.types import FACE_CLASSES, Image
 
 # Labels of types.PARSING_LABELS: each brow, each eye, nose, mouth, and the whole face.
-PARTS = ((2,), (3,), (4,), (5,), (10,), (11, 12, 13), (1, 2, 3, 4, 5, 10, 11, 12, 13))
+PARTS = ((2,), (3,), (4,), (5,), (10,), (11, 12, 13), FACE_CLASSES)
 LEAST = 3  # pixels below which a part is not there
 EDGE = 2.0  # standard deviations from the middle of an ellipse to its edge
 REACH = 0.06  # of the picture's side: how far around it a part is felt
@@ -28,14 +29,19 @@ class Anchors(NamedTuple):
     there: Tensor  # (b, k): 1, or 0 for a part that is not seen
 
 
+def _centres(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """x (1, w) and y (h, 1) of the middles of pixels (..., h, w), in units of the picture's side."""
+    h, w = picture.shape[-2:]
+    x, y = ((torch.arange(count, device=picture.device) + 0.5) / count for count in (w, h))
+    return x[None], y[:, None]
+
+
 def anchors(labels: Tensor) -> Anchors:
     """The anchors of label maps (b, h, w)."""
-    h, w = labels.shape[1:]
-    x = ((torch.arange(w, device=labels.device) + 0.5) / w).view(1, 1, w)
-    y = ((torch.arange(h, device=labels.device) + 0.5) / h).view(1, h, 1)
+    x, y = _centres(labels)
     points, there = [], []
     for part in PARTS:
-        inside = torch.isin(labels, torch.tensor(part, dtype=labels.dtype, device=labels.device)).float()
+        inside = among(labels, part).float()
         area = inside.sum(dim=(1, 2)).clamp(min=1)
         middle = [(inside * axis).sum(dim=(1, 2)) / area for axis in (x, y)]
         spread = [
@@ -59,8 +65,7 @@ def with_geometry_of(image: Image, own: Tensor, other: Tensor, share: Tensor) ->
     known = here.there * there.there
     move = (share[:, None, None] * (there.points - here.points)).clamp(-LARGEST, LARGEST)
     goal = here.points + move
-    columns, rows = (torch.arange(w, device=image.device) + 0.5) / w, (torch.arange(h, device=image.device) + 0.5) / h
-    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # (h, w, 2)
+    grid = torch.stack(torch.broadcast_tensors(*_centres(image)), dim=-1)  # (h, w, 2)
     distance = (grid.view(1, h * w, 1, 2) - goal[:, None]).square().sum(dim=-1)
     weights = known[:, None] * (-distance / (2 * REACH**2)).exp()
     shift = (weights @ move) / (weights.sum(dim=2, keepdim=True) + FAR)

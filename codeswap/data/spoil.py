@@ -39,11 +39,11 @@ def mean_colour(image: Image, region: Mask) -> Tensor:
     return (image * region).sum(dim=(2, 3), keepdim=True) / region.sum(dim=(2, 3), keepdim=True)
 
 
-def spoil(image: Image, face: Mask, parts: Mask, tone: Tensor, how: Spoiling) -> Image:
+def spoil(image: Image, face: Mask, parts: Mask, tone: Tensor, how: Spoiling, bend: float = 1.0) -> Image:
     """Changes tone, contrast, colours of the `parts` and the shape of the face, smoothly, inside `face` only.
 
     `image` in [-1, 1]; `face` and `parts` (n, p, h, w: brows, eyes, lips) are 0/1 masks; `tone` (n, 3, 1, 1) is the
-    mean face colour that the face takes on (another person's), in [-1, 1].
+    mean face colour that the face takes on (another person's), in [-1, 1]. `bend`: share of the change of shape.
     """
     s = [column[:, None, None, None] for column in how.scalars.unbind(1)]
     x, tone = (image + 1) / 2, (tone + 1) / 2
@@ -61,7 +61,7 @@ def spoil(image: Image, face: Mask, parts: Mask, tone: Tensor, how: Spoiling) ->
     log = log + (_blur(parts, 1) * PART * how.scalars[:, 13 : 13 + parts.shape[1], None, None]).sum(dim=1, keepdim=True)
     x = x * log.exp()
     x = x + soft * CONTRAST * s[7] * (x - mean_colour(x, face))
-    return _warp(x, soft, s[8:11], how.warp).clamp(0, 1) * 2 - 1
+    return _warp(x, soft, [bend * scale for scale in s[8:11]], bend * how.warp).clamp(0, 1) * 2 - 1
 
 
 def another_look(image: Image, how: Spoiling) -> Image:

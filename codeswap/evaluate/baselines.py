@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from codeswap.data.faces import to_float
+from codeswap.data.labels import among
 from codeswap.data.scenes import Scenes, true_swap
 from codeswap.data.synthetic import expression_of, pose_of
 from codeswap.types import FACE_CLASSES, Image, Mask
@@ -33,8 +34,7 @@ class Truth(NamedTuple):
 
 def face_of(labels: Tensor) -> Bool[Tensor, "b 1 h w"]:
     """Where a label map (b, h, w) of `types.PARSING_LABELS` shows the face: skin, brows, eyes, nose, mouth."""
-    classes = torch.tensor(FACE_CLASSES, device=labels.device, dtype=labels.dtype)
-    return torch.isin(labels, classes)[:, None]
+    return among(labels, FACE_CLASSES)[:, None]
 
 
 def truth_of(source: Scenes | None, target: Scenes | None, size: int) -> Truth | None:

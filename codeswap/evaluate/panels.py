@@ -7,6 +7,7 @@ import torch
 from PIL import Image as PILImage
 
 from codeswap.data.faces import to_float
+from codeswap.data.labels import among
 from codeswap.data.pictures import grid, save_png, to_bytes
 from codeswap.evaluate.judges import Judges
 from codeswap.evaluate.methods import Batch, Pictures
@@ -60,7 +61,7 @@ def regions_grid(model: CodeSwap, judges: Judges, batch: Batch, scale: int) -> P
     """Fig. 8: only the codes of one part are the source's; a part that the target does not show leaves it as it is."""
     rows, labels = {"source": batch.source, "target": batch.target}, judges.labels(batch.target)
     for name, classes in REGIONS.items():
-        region = torch.isin(labels, torch.tensor(classes, device=labels.device, dtype=labels.dtype))[:, None]
+        region = among(labels, classes)[:, None]
         swapped = swap_region(model, batch.source, batch.target, region.float())
         rows[name] = torch.where(region.flatten(1).any(dim=1)[:, None, None, None], swapped, batch.target)
     return grid(list(rows.values()), list(rows), scale=scale)

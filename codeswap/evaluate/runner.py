@@ -98,8 +98,8 @@ def evaluate(
     fresh = min((parts.done - before) * config.part, len(pairs))
     print(f"{testset}: {fresh} pairs scored, {fresh / (time.monotonic() - begun):.1f} pairs/s", flush=True)
     scores = ScoreTable.read(parts.scores(), len(pair_list.gallery))
-    _, of_target = np.unique(pair_list.targets, return_inverse=True)
-    together = of_target if len(set(pair_list.targets)) < len(pairs) else None
+    targets_once, of_target = np.unique(pair_list.targets, return_inverse=True)
+    together = of_target if len(targets_once) < len(pairs) else None
     methods = {name: scores.estimates(name, pair_list.seed, config.resamples, together) for name in scores.methods}
     targets = _Features.read(parts, "copy_target")
     for name in methods:

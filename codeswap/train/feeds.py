@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codeswap.data.annotations import Annotations, Vectors
 from codeswap.data.faces import Faces, training_folders
+from codeswap.data.labels import among
 from codeswap.data.order import Ordering, key_of, uniform
 from codeswap.data.pairs import Pairing
 from codeswap.data.scenes import scenes, true_swap
@@ -220,21 +221,17 @@ def person_means(embeddings: Vectors, person: np.ndarray) -> Tensor:
     return sums / counts.clamp(min=1)[:, None, None]
 
 
-def _among(parsing: Tensor, classes: tuple[int, ...]) -> Tensor:
-    return torch.isin(parsing, torch.tensor(classes, dtype=parsing.dtype, device=parsing.device))
-
-
 def face_mask(parsing: Tensor) -> Mask:
     """Labels (b, h, w) -> M_GT: 1 on skin, brows, eyes, nose and mouth, else 0 (METHOD §D.5)."""
-    return _among(parsing, FACE_CLASSES)[:, None].float()
+    return among(parsing, FACE_CLASSES)[:, None].float()
 
 
 def part_masks(parsing: Tensor) -> Tensor:
     """Labels (b, h, w) -> (b, 3, h, w): 1 on the brows, on the eyes, and on the lips."""
-    return torch.stack([_among(parsing, part) for part in ((2, 3), (4, 5), (12, 13))], dim=1).float()
+    return torch.stack([among(parsing, part) for part in ((2, 3), (4, 5), (12, 13))], dim=1).float()
 
 
 def pixel_weights(parsing: Tensor, skin: float, features: float) -> Mask:
     """Labels (b, h, w) -> 1 + `skin` on skin, 1 + `features` on brows, eyes, nose and mouth, else 1; mean 1."""
-    weights = 1 + skin * (parsing == SKIN).float() + features * _among(parsing, FEATURE_CLASSES).float()
+    weights = 1 + skin * (parsing == SKIN).float() + features * among(parsing, FEATURE_CLASSES).float()
     return (weights / weights.mean())[:, None]

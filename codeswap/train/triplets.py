@@ -64,22 +64,18 @@ def make_triplets(engine: Engine, config: TripletConfig, pairs: PairBatch, swaps
     own = engine.rows(torch.rand(whole, generator=generator) < config.own_swaps)[:, None, None, None]
     tone = mean_colour(to_float(pairs.image_a[:n]), face_mask(pairs.parsing_a[:n]))
     parsing = pairs.parsing_b[:n]
-    how = how._replace(
-        scalars=torch.cat([how.scalars[:, :8], config.bend * how.scalars[:, 8:11], how.scalars[:, 11:]], dim=1),
-        warp=config.bend * how.warp,
-    )
-    target = spoil(torch.where(own, swaps, answer), face_mask(parsing), part_masks(parsing), tone, how)
+    seen = torch.where(own, swaps, answer)
+    target = spoil(seen, face_mask(parsing), part_masks(parsing), tone, how, config.bend)
     weights = pixel_weights(parsing, config.skin_weight, config.feature_weight)
     source, valid = to_float(pairs.sibling_b), pairs.has_sibling_b
     if config.alone != "skip":
         how = Spoiling(*(engine.rows(drawn) for drawn in Spoiling.draw(whole, generator)))
+        look = source
         if config.alone == "another_geometry":
             share = engine.rows(torch.rand(whole, generator=generator))
-            source = torch.where(
-                valid[:, None, None, None] > 0, source, with_geometry_of(source, parsing, pairs.parsing_a[:n], share)
-            )
-        look = another_look(source, how)
-        source, valid = torch.where(valid[:, None, None, None] > 0, source, look), torch.ones_like(valid)
+            look = with_geometry_of(source, parsing, pairs.parsing_a[:n], share)
+        source = torch.where(valid[:, None, None, None] > 0, source, another_look(look, how))
+        valid = torch.ones_like(valid)
     return Triplets(source, target, answer, weights, valid, pairs.identity_b[:n])
 
 

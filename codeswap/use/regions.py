@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from codeswap.data.align import align
+from codeswap.data.labels import among
 from codeswap.perception.roles import PerceptionError, load
 from codeswap.types import REGIONS
 from codeswap.use.errors import MissingModelError, UnreadableError
@@ -24,7 +24,7 @@ def region_of(name: str, face: Face, picture: np.ndarray, swapper: Swapper, perc
             labels = load(perception, "parsing").label_map(swapper.tensor(face.crop).cpu())[0]
         except PerceptionError as error:
             raise MissingModelError(f"{error}, or paint the region and give its file") from None
-        inside = torch.isin(labels, torch.tensor(REGIONS[name], dtype=labels.dtype)).numpy()
+        inside = among(labels, REGIONS[name]).numpy()
     else:
         painted = read(Path(name)) if Path(name).suffix else None
         if painted is None:
