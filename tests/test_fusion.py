@@ -263,6 +263,14 @@ def test_mixed_precision_runs_and_stays_near(variant):
         assert (rounded - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
+def test_exchange_is_exact_in_mixed_precision_with_and_without_gradients():
+    built, (z_a, z_b) = fusion("ours", **LOCAL), latents()
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=torch.bfloat16):
+            one, other = built(z_a, z_b, codebook()), built(z_b, z_a, codebook())
+        assert torch.equal(one.z_q_ab, other.z_q_ba) and torch.equal(one.z_q_ba, other.z_q_ab)
+
+
 def exchange_stub(z_a, z_b, codebook, noise_seed=None):
     return SwappedCodes(z_q_ab=z_a, z_q_ba=z_b, logits_ab=None, logits_ba=None)
 

@@ -5,13 +5,16 @@ import csv
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from codeswap.data.faces import Faces, to_float
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.synthetic import attributes, identities, mirror_attributes, mirror_identity, render
+from codeswap.losses.image import lpips_distance
 from codeswap.models.codeswap import load_vqgan
 from codeswap.models.vqgan import tokens
+from codeswap.perception.roles import load
 from codeswap.train.feeds import PairFeed, open_training_faces
 from codeswap.train.objective import Pictures
 from codeswap.train.swap import SwapParams, train_swap
@@ -83,6 +86,28 @@ def test_distance_by_hand_and_its_gradient(feed, trained):
     total.backward()
     assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in (*shifted, *moved))
     assert all(parameter.grad is None for parameter in vqgan.parameters())
+
+
+def test_features_of_the_swap_are_told_those_of_the_true_one(feed, trained):
+    pairs_of, _, _ = feed
+    vqgan, batch = load_vqgan(trained / "models/codebook"), pairs_of(np.arange(2))
+    network = load(trained / "models/perception", "perceptual").eval().requires_grad_(False)
+    truth = Pictures(to_float(batch.true_ab), to_float(batch.true_ba))
+    latent = Pictures(*(tokens(vqgan.encode(image)) for image in truth))
+    config = TruthConfig(image=0.0, latent=0.0, perceptual=3.0)
+
+    right = truth_terms(config, vqgan, batch, truth, latent, network)
+    assert float(right["truth_perceptual"]) == pytest.approx(0, abs=1e-6)
+    blurred = Pictures(*(F.avg_pool2d(image, 3, 1, 1).requires_grad_() for image in truth))
+    found = truth_terms(config, vqgan, batch, blurred, latent, network)
+    with torch.no_grad():
+        by_hand = lpips_distance(network(blurred.stacked), network(truth.stacked)).mean()
+    assert float(found["truth_perceptual"]) == pytest.approx(float(by_hand), rel=1e-5) and by_hand > 0.01
+    total = config.total(found)
+    assert float(total) == pytest.approx(3 * float(by_hand), rel=1e-5)
+    total.backward()
+    assert all(part.grad.abs().sum() > 0 for part in blurred)
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_features_weigh_more_than_background(feed, trained):

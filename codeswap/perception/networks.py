@@ -80,19 +80,19 @@ class _Residual(nn.Module):
 
 
 class ResidualTrunk(nn.Module):
-    """Space to depth, then residual blocks. Maps at 1/4, 1/4 and 1/8 of the input, widths 2w, 2w and 4w."""
+    """Space to depth, then residual blocks, LeakyReLU. Maps at 1/2, 1/4 and 1/8 of the input, widths w, 2w and 4w."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         w = width
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(nn.PixelUnshuffle(4), _conv(48, 2 * w, 3, 1, nn.LeakyReLU(0.1))),
-                _Residual(2 * w),
-                nn.Sequential(_conv(2 * w, 4 * w, 3, 2, nn.LeakyReLU(0.1)), _Residual(4 * w)),
+                nn.Sequential(nn.PixelUnshuffle(2), _conv(12, w, 3, 1, nn.LeakyReLU(0.1))),
+                nn.Sequential(_conv(w, 2 * w, 4, 2, nn.LeakyReLU(0.1)), _Residual(2 * w)),
+                nn.Sequential(_conv(2 * w, 4 * w, 4, 2, nn.LeakyReLU(0.1)), _Residual(4 * w)),
             ]
         )
-        self.widths = (2 * w, 2 * w, 4 * w)
+        self.widths = (w, 2 * w, 4 * w)
 
     def forward(self, image: Image) -> list[Tensor]:
         """The three feature maps, finest first."""

@@ -144,7 +144,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             latents=Latents(engine, vqgan, source.faces, run.folder / LATENTS) if config.cache_latents else None,
         )
         on_features = config.adversarial > 0 and params.discriminator.frozen_features
-        judges = load_judges(engine, perception, config.ever, perceptual=on_features)
+        by_maps = on_features or (config.truth is not None and config.truth.perceptual > 0)
+        judges = load_judges(engine, perception, config.ever, perceptual=by_maps)
         calibration = calibrate(
             engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
         )
@@ -207,7 +208,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                     terms["cycle"] = cycle_loss(z_bab.float(), z_b[-n:], z_aba, z_a[-n:])
                     loss = loss + cycle_weight * terms["cycle"]
                 if config.truth is not None:
-                    terms |= (known := truth_terms(config.truth, vqgan, pairs, swapped, both))
+                    terms |= (known := truth_terms(config.truth, vqgan, pairs, swapped, both, judges.perceptual))
                     loss = loss + config.truth.total(known)
                 if triplets:
                     third = make_triplets(engine, config.triplets, pairs, swapped.ab, state.step)

@@ -6,11 +6,11 @@ be named beside every number: a recipe with it is told more than Eq. 9 tells.
 
 import torch
 from pydantic import NonNegativeFloat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codeswap.data.faces import to_float
-from codeswap.losses.image import gradient_loss, l1_loss
+from codeswap.losses.image import gradient_loss, l1_loss, lpips_loss
 from codeswap.models.vqgan import VQGAN, tokens
 from codeswap.train.feeds import PairBatch, pixel_weights
 from codeswap.train.objective import Pictures
@@ -23,18 +23,28 @@ class TruthConfig(Config):
     image: NonNegativeFloat = 4.0  # L1, weighted by region
     gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
     latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
+    perceptual: NonNegativeFloat = 0.0  # LPIPS by the role `perceptual`: where pixels only blur, features ask for edges
     skin_weight: NonNegativeFloat = 2.0
     feature_weight: NonNegativeFloat = 2.0
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of `truth_terms`."""
-        return self.image * terms["truth"] + self.latent * terms["truth_latent"]
+        total = self.image * terms["truth"] + self.latent * terms["truth_latent"]
+        return total + self.perceptual * terms["truth_perceptual"] if self.perceptual else total
 
 
 def truth_terms(
-    config: TruthConfig, vqgan: VQGAN, pairs: PairBatch, swapped: Pictures, codes: Pictures
+    config: TruthConfig,
+    vqgan: VQGAN,
+    pairs: PairBatch,
+    swapped: Pictures,
+    codes: Pictures,
+    perceptual: nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """Distance of both directions' pictures (`swapped`) and codes to the true swaps and to their latents."""
+    """Distance of both directions' pictures (`swapped`) and codes to the true swaps and to their latents.
+
+    `perceptual`: the network whose maps `config.perceptual` compares.
+    """
     true = Pictures(pairs.true_ab, None if swapped.ba is None else pairs.true_ba)
     parsing = Pictures(pairs.true_parsing_ab, None if swapped.ba is None else pairs.true_parsing_ba)
     answer, seen = to_float(true.stacked), swapped.stacked
@@ -44,4 +54,9 @@ def truth_terms(
         image = image + config.gradient * gradient_loss(seen, answer, weights)
     with torch.no_grad():
         z = tokens(vqgan.encode(answer)).float()
-    return {"truth": image, "truth_latent": F.mse_loss(codes.stacked.float(), z) / z.var()}
+    terms = {"truth": image, "truth_latent": F.mse_loss(codes.stacked.float(), z) / z.var()}
+    if config.perceptual:
+        with torch.no_grad():
+            wanted = perceptual(answer)
+        terms["truth_perceptual"] = lpips_loss(perceptual(seen), wanted, getattr(perceptual, "heads", None))
+    return terms
