@@ -140,7 +140,7 @@ def test_a_run_goes_on_under_another_launcher(together, untrained):
 # without what is relative to a process' own share of the batch
 PLAIN = {
     "codebook": {"skin_weight": 0.0, "feature_weight": 0.0},
-    "swap": {"weights": {"pose": 0.1, "background": 0.1}},
+    "swap": {"weights": {"pose": 0.1, "background": 0.1}, "later": None},
 }
 
 

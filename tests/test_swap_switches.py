@@ -17,7 +17,7 @@ def test_later_weights_take_over_and_bring_their_networks(tiny, copy):
     later = {"begins": 32, "weights": {"identity": 3.0, "pose": 0.5, "cycle": 2.0}}
     config = SwapTraining(weights={"identity": 1.0, "pose": 0.0, "features": 0.1}, later=later)
     assert config.weights_at(31) == config.weights and config.weights_at(32).identity == 3
-    assert (config.cycle_weight(31), config.cycle_weight(32)) == (1, 2)
+    assert (config.weights_at(31).cycle, config.weights_at(32).cycle) == (1, 2)
     assert (config.ever.pose, config.ever.features, config.ever.identity) == (0.5, 0.1, 3)
     with pytest.raises(ValueError, match="identity_of differ"):
         SwapTraining(later={"begins": 1, "weights": {"identity_of": "person"}})
@@ -26,7 +26,7 @@ def test_later_weights_take_over_and_bring_their_networks(tiny, copy):
     for stops in ((), (f"swap-ours:40:{signal.SIGTERM}",)):
         undo = tiny.stop_at(root, *stops)
         try:
-            swap = {"weights": {"background": 0.1}, "later": later, "adversarial": 0.0, "cycle_weights": []}
+            swap = {"weights": {"background": 0.1}, "later": later, "adversarial": 0.0}
             assert tiny.train(root, ["swap"], swap=swap) == len(stops)
         finally:
             undo()

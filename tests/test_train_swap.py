@@ -19,7 +19,7 @@ from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces, pixel_weights
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Calibration, Judges, Pictures, SwapWeights, load_judges, picture_terms
-from codeswap.train.swap import SwapParams, SwapTraining, train_swap
+from codeswap.train.swap import SwapParams, train_swap
 from codeswap.types import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
@@ -157,11 +157,6 @@ def test_eq_9_has_the_printed_weights():
     off_paper = set(SwapWeights.model_fields) - set(terms) - {"identity_of", "identity_enough"}
     assert all(getattr(SwapWeights(), name) == 0 for name in off_paper)
     assert SwapWeights().identity_of == "picture" and SwapWeights().identity_enough == 1
-
-
-def test_cycle_weights_take_over_where_they_begin():
-    config = SwapTraining(cycle_weights=((100, 0.5), (200, 1.5)))
-    assert [config.cycle_weight(p) for p in (0, 100, 199, 200)] == [1.0, 0.5, 0.5, 1.5]
 
 
 def test_naming_by_trivial_swaps(judges):

@@ -33,6 +33,7 @@ from codeswap.train.swap import SwapParams, train_swap
 from codeswap.types import Config
 
 SIZE, PEOPLE, EACH = 32, 12, 4
+OFF_PAPER = {"pose": 0.1, "background": 0.1, "features": 0.1, "embedding": 0.1}
 OFTEN = {
     "batch": 8,
     "log_every": 16,
@@ -62,9 +63,8 @@ PARAMS = {
     "fusion": {"layers": 1, "width": 16, "heads": 2, "ffn": 16},
     "swap": OFTEN | {
         "samples": 48, "adversarial": 0.1, "adversarial_from": 24, "cycle_share": 0.5,
-        "cycle_weights": [[0, 0.5], [24, 1.0]], "clip": 1.0, "weight_decay": 1e-4, "both_directions": True,
-        "triplets": {"share": 0.5},
-        "weights": {"pose": 0.1, "background": 0.1, "features": 0.1, "embedding": 0.1},
+        "clip": 1.0, "weight_decay": 1e-4, "both_directions": True, "triplets": {"share": 0.5},
+        "weights": OFF_PAPER | {"cycle": 0.5}, "later": {"begins": 24, "weights": OFF_PAPER | {"cycle": 1.0}},
     },
     "mask_generator": {"width": 8},
     "mask": OFTEN | {"samples": 48, "supervised": 24, "soften": 1.0, "cross_entropy": 1.0, "unsupervised_lr": 5e-4},

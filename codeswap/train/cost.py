@@ -82,7 +82,7 @@ def swap_step(
         with torch.no_grad():
             vqgan.encode(image)
 
-    cycled = config.cycle_share if config.ever.cycle or config.cycle_weights else 0.0
+    cycled = config.cycle_share if config.ever.cycle else 0.0
     late = _late(config.adversarial, config.adversarial_from, config.samples) if judges else 0.0
     pieces = [
         Piece(lambda: swap(2, again=True), cycled),

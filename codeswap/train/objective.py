@@ -104,10 +104,17 @@ class Pictures(NamedTuple):
         return (rows, None) if self.ba is None else tuple(rows.chunk(2))
 
 
-def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swapped: Pictures) -> dict[str, Tensor]:
+def picture_terms(
+    judges: Judges,
+    weights: SwapWeights,
+    pairs: PairBatch,
+    swapped: Pictures,
+    maps: list[Tensor] | None = None,
+) -> dict[str, Tensor]:
     """The terms of Eq. (9) but the cycle, unweighted, of naive (Stage 2) or blended (Stage 3) pictures.
 
     Embeddings of the input faces come from the annotations. Only terms whose weight is above 0 are computed.
+    `maps`: the perceptual network's of `swapped`, where another term has asked for them too.
     """
     seen = swapped.stacked
     wanted = Pictures(to_float(pairs.image_b), None if swapped.ba is None else to_float(pairs.image_a))
@@ -145,7 +152,7 @@ def picture_terms(judges: Judges, weights: SwapWeights, pairs: PairBatch, swappe
     if weights.perceptual or weights.features:
         with torch.no_grad():
             reference = judges.perceptual(wanted.stacked)
-        features = judges.perceptual(seen)
+        features = judges.perceptual(seen) if maps is None else maps
         if weights.perceptual:
             (f_ab, f_ba), (f_b, f_a) = _halves(features, swapped), _halves(reference, swapped)
             terms["perceptual"] = perceptual_loss(f_ab, f_b, f_ba, f_a)

@@ -60,7 +60,6 @@ class SwapTraining(TrainingConfig):
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     later: LaterWeights | None = None
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
-    cycle_weights: tuple[tuple[NonNegativeInt, NonNegativeFloat], ...] = ()  # (from sample, weight), in order
     adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
     adversarial_from: NonNegativeInt = 0
     discriminator_lr: PositiveFloat = 1e-4
@@ -76,11 +75,6 @@ class SwapTraining(TrainingConfig):
     def weights_at(self, position: int) -> SwapWeights:
         """Eq. 9's weights at `position`."""
         return self.weights if self.later is None or position < self.later.begins else self.later.weights
-
-    def cycle_weight(self, position: int) -> float:
-        """The weight of L_cyc at `position`: the last entry of `cycle_weights` that has begun, else `weights.cycle`."""
-        begun = [weight for start, weight in self.cycle_weights if start <= position]
-        return begun[-1] if begun else self.weights_at(position).cycle
 
     @property
     def ever(self) -> SwapWeights:
@@ -144,8 +138,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             latents=Latents(engine, vqgan, source.faces, run.folder / LATENTS) if config.cache_latents else None,
         )
         on_features = config.adversarial > 0 and params.discriminator.frozen_features
-        by_maps = on_features or (config.truth is not None and config.truth.perceptual > 0)
-        judges = load_judges(engine, perception, config.ever, perceptual=by_maps)
+        told_features = config.truth is not None and config.truth.perceptual > 0
+        judges = load_judges(engine, perception, config.ever, perceptual=on_features or told_features)
         calibration = calibrate(
             engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
         )
@@ -185,6 +179,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 pairs = pairs.in_both_directions()
             set_lr(optimizer, config.lr_at(begin))
             noise = engine.seed_for(state.step, "gumbel", apart=True) if kind == "gumbel" else None
+            playing = discriminator is not None and begin >= config.adversarial_from
 
             with engine.autocast():
                 if config.cache_latents:
@@ -195,20 +190,20 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 first: SwappedCodes = trained(z_a, z_b, codes, noise)
                 both = Pictures(first.z_q_ab, first.z_q_ba)
                 swapped = Pictures(*both.pair(vqgan.decode(feature_map(both.stacked)).float()))
+                maps = judges.perceptual(swapped.stacked) if told_features or (playing and on_features) else None
 
                 # Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc
                 weights = config.weights_at(begin)
-                terms = picture_terms(judges, weights, pairs, swapped)
+                terms = picture_terms(judges, weights, pairs, swapped, maps)
                 loss = weights.total(terms)
-                cycle_weight = config.cycle_weight(begin)
-                if cycle_weight:
+                if weights.cycle:
                     n = max(1, round(config.cycle_share * len(z_a)))
                     part = SwappedCodes(*(None if x is None else x[-n:] for x in first))
                     z_aba, z_bab = second_pass(trained, part, z_b[-n:], codes, None if noise is None else noise + 1)
                     terms["cycle"] = cycle_loss(z_bab.float(), z_b[-n:], z_aba, z_a[-n:])
-                    loss = loss + cycle_weight * terms["cycle"]
+                    loss = loss + weights.cycle * terms["cycle"]
                 if config.truth is not None:
-                    terms |= (known := truth_terms(config.truth, vqgan, pairs, swapped, both, judges.perceptual))
+                    terms |= (known := truth_terms(config.truth, vqgan, pairs, swapped, both, judges.perceptual, maps))
                     loss = loss + config.truth.total(known)
                 if triplets:
                     third = make_triplets(engine, config.triplets, pairs, swapped.ab, state.step)
@@ -219,19 +214,20 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                     known = triplet_terms(config.triplets, third, picture, z_answer, z_b[:triplets], judges.identity)
                     terms |= known
                     loss = loss + triplet_loss(config.triplets, known)
-                if discriminator is not None and begin >= config.adversarial_from:
+                if playing:
                     with held(discriminator):
-                        terms["adversarial"] = generator_loss(discriminator(look(swapped.stacked)))
+                        terms["adversarial"] = generator_loss(discriminator(maps if on_features else swapped.stacked))
                     loss = loss + config.adversarial * terms["adversarial"]
                 terms["total"] = loss
             if not engine.step(loss, trained, optimizer, guard=config.skip_nonfinite > 0):
                 run.skip(state)
                 continue
 
-            if discriminator is not None and begin >= config.adversarial_from:
+            if playing:
                 with engine.autocast():
                     faces = pairs.image_b if swapped.ba is None else torch.cat([pairs.image_b, pairs.image_a])
-                    real, fake = (judge(look(x)).float() for x in (to_float(faces), swapped.stacked.detach()))
+                    shown = [part.detach() for part in maps] if on_features else swapped.stacked.detach()
+                    real, fake = (judge(x).float() for x in (look(to_float(faces)), shown))
                     terms["discriminator"] = discriminator_loss(real, fake)
                 engine.step(terms["discriminator"], judge, opt_d)
 

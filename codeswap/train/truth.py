@@ -40,10 +40,11 @@ def truth_terms(
     swapped: Pictures,
     codes: Pictures,
     perceptual: nn.Module | None = None,
+    maps: list[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Distance of both directions' pictures (`swapped`) and codes to the true swaps and to their latents.
 
-    `perceptual`: the network whose maps `config.perceptual` compares.
+    `perceptual`: the network whose maps `config.perceptual` compares; `maps`: its maps of `swapped`, if they are there.
     """
     true = Pictures(pairs.true_ab, None if swapped.ba is None else pairs.true_ba)
     parsing = Pictures(pairs.true_parsing_ab, None if swapped.ba is None else pairs.true_parsing_ba)
@@ -58,5 +59,6 @@ def truth_terms(
     if config.perceptual:
         with torch.no_grad():
             wanted = perceptual(answer)
-        terms["truth_perceptual"] = lpips_loss(perceptual(seen), wanted, getattr(perceptual, "heads", None))
+        maps = perceptual(seen) if maps is None else maps
+        terms["truth_perceptual"] = lpips_loss(maps, wanted, getattr(perceptual, "heads", None))
     return terms
