@@ -158,8 +158,11 @@ def test_stopped_on_two_processes_it_goes_on_with_the_same_losses_on_others(untr
     assert [line["position"] for line in before] == [line["position"] for line in after]
     for one, other in zip(before, after, strict=True):
         for term, value in one.items():
+            near = (
+                2e-2 if term == "val/perplexity" else 2e-3
+            )  # of codes by argmax: one token that turns moves it in a jump
             assert (value, other[term]) == ("", "") or float(other[term]) == pytest.approx(
-                float(value), rel=2e-3, abs=1e-5
+                float(value), rel=near, abs=1e-5
             ), f"{term} at {one['position']}"
 
 
