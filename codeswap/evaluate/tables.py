@@ -32,7 +32,7 @@ SECOND_COLUMNS = (
     "mask_iou", "id_consistency", "flicker", "exchange_error", "kd",
 )  # fmt: skip
 TERMINAL_COLUMNS = (
-    "id_retrieval", "id_median_rank", "id_similarity", "id_accepted", "expression_l2", "pose_deg", "background_l1",
+    "id_retrieval", "id_retrieval_top5", "id_similarity", "id_accepted", "expression_l2", "pose_deg", "background_l1",
     "colour_l1", "face_l1_true_swap", "fd",
 )  # fmt: skip
 VARIANT_COLUMNS = (
