@@ -164,3 +164,17 @@ def test_a_mistyped_parameter_is_one_clear_error(project: Path) -> None:
     assert done.returncode == 1
     assert "mask.sampels" in done.stderr and "mask.lr" in done.stderr and "'fast'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_ablation_is_an_experiment_that_trains_the_new_variants_only(project: Path) -> None:
+    """The README's way to Table 3. Last, since it leaves the project with two variants."""
+    ours = (project / "models/swap/ours/model.safetensors").stat().st_mtime_ns
+    run(project, "dvc", "exp", "run", "--name", "table-3", "-S", "variants=[ours,hard]")
+    assert yaml.safe_load((project / "params.yaml").read_text())["variants"] == ["ours", "hard"]
+    assert (project / "models/swap/ours/model.safetensors").stat().st_mtime_ns == ours
+    shown = run(project, "dvc", "exp", "show", "--csv").stdout
+    assert "table-3" in shown
+    shown = json.loads(run(project, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert {"metrics/ours/images.summary.json", "metrics/hard/images.summary.json"} <= set(shown)
+    report = (project / "reports" / "report.md").read_text()
+    assert "w/o Q1 (hard quantisation)" in report and "paper ID R" in report
