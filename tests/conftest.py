@@ -10,7 +10,9 @@ from types import ModuleType
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from codeswap.evaluate.judges import Judges
 from codeswap.use import credentials
+from tests.evaluation_world import small_judges
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,14 @@ def copy(trained: Path, tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return without
+
+
+@pytest.fixture
+def judges(monkeypatch: pytest.MonkeyPatch) -> Judges:
+    """Networks that compute something known, given to every evaluation of the test."""
+    made = small_judges()
+    monkeypatch.setattr(Judges, "load", classmethod(lambda cls, folder, device: made))
+    return made
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from codeswap.models.fusion import FusionConfig
 from codeswap.use.examples import examples
 from codeswap.use.export import export, in_8_bits
 from codeswap.use.loading import Swapper, load_swapper
-from tests.test_evaluate import FUSION, ROOT, SIZE, tiny
+from tests.evaluation_world import FUSION, ROOT, SIZE, tiny
 
 pytestmark = pytest.mark.usefixtures("own_certificate")
 

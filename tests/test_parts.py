@@ -17,10 +17,8 @@ from codeswap.evaluate.parts import FEATURES, Parts, Team
 from codeswap.evaluate.results import Evaluation
 from codeswap.evaluate.runner import EvaluateConfig, evaluate
 from codeswap.evaluate.scores import ScoreTable
-from tests import test_evaluate
-from tests.test_evaluate import ROOT, models, perception, shards
+from tests.evaluation_world import ROOT, models, perception, shards
 
-judges = test_evaluate.judges  # the fixture
 CONFIG = EvaluateConfig(batch_size=3, part=4, resamples=50)
 
 

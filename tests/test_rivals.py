@@ -15,10 +15,8 @@ from codeswap.evaluate.rivals import BORDER, RECIPES, TEMPLATES, OnnxConfig, Onn
 from codeswap.evaluate.runner import EvaluateConfig, evaluate
 from codeswap.perception.boxes import FFHQ_512, Box
 from codeswap.perception.roles import sha256_of
-from tests import test_evaluate
-from tests.test_evaluate import models, shards
+from tests.evaluation_world import models, shards
 
-judges = test_evaluate.judges  # the fixture
 node = helper.make_node
 
 

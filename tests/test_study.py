@@ -25,7 +25,7 @@ from codeswap.data.faces import Faces
 from codeswap.evaluate.protocol import ProtocolConfig, pairs_of
 from codeswap.use.study import ANSWERS, CATCH, QUESTIONS, Study, agreement, report
 from codeswap.use.study_service import create_app
-from tests.test_evaluate import ROOT, shards
+from tests.evaluation_world import ROOT, shards
 
 pytestmark = pytest.mark.usefixtures("own_certificate")
 
