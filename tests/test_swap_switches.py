@@ -3,11 +3,13 @@
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from codeswap.train.averaging import new_average
 from codeswap.train.swap import SwapTraining
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
@@ -26,7 +28,7 @@ def test_later_weights_take_over_and_bring_their_networks(tiny, copy):
     for stops in ((), (f"swap-ours:40:{signal.SIGTERM}",)):
         undo = tiny.stop_at(root, *stops)
         try:
-            swap = {"weights": {"background": 0.1}, "later": later, "adversarial": 0.0}
+            swap = {"weights": {"background": 0.1}, "later": later, "adversarial": 0.0, "ema": 0.9}
             assert tiny.train(root, ["swap"], swap=swap) == len(stops)
         finally:
             undo()
@@ -70,6 +72,23 @@ def test_a_training_starts_from_a_trained_model(tiny, trained, copy):
         torch.testing.assert_close(ended[name], begun[name], rtol=0, atol=1e-6)
     card = json.loads((root / "models/swap/ours/card.json").read_text())
     assert card["lineage"]["start"] == json.loads((root / "start/card.json").read_text())["weights_sha256"]
+
+
+def test_averaged_weights_follow_the_trained_ones(tiny, trained, copy):
+    root = copy("swap", "mask")
+    shutil.copytree(trained / "models/swap/ours", root / "start")
+    ended = []
+    for decay in (0.0, 0.75):
+        tiny.train(root, ["swap"], swap={"samples": 1, "ema": decay, "start_from": "start"})  # one step
+        ended.append(load_file(root / "models/swap/ours/model.safetensors"))
+        for place in ("models", "runs"):
+            shutil.rmtree(root / place / "swap/ours")
+    begun, (plain, averaged) = load_file(root / "start/model.safetensors"), ended
+    assert any(not torch.equal(plain[name], begun[name]) for name in begun)
+    for name in begun:
+        torch.testing.assert_close(averaged[name], 0.75 * begun[name] + 0.25 * plain[name], rtol=0, atol=1e-7)
+    with pytest.raises(ValueError, match="use ZeRO-2 or DDP, or ema: 0"):
+        new_average(SimpleNamespace(zero_stage=3), torch.nn.Linear(1, 1))
 
 
 def test_a_model_of_other_sizes_variant_or_codebook_is_no_start(tiny, trained, copy):

@@ -1,6 +1,5 @@
 """Stage 1: the VQGAN whose codebook is the prior (METHOD §A). `train_codebook` is the whole training."""
 
-import copy
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +33,7 @@ from codeswap.models.quantizer import (
 from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.perception.roles import load
 from codeswap.train.alarms import codebook_alarms
+from codeswap.train.averaging import average_, new_average
 from codeswap.train.codes import learn_codes, start_codes
 from codeswap.train.cost import codebook_step, flops_of
 from codeswap.train.engine import Engine, held
@@ -139,7 +139,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         opt_d = engine.adam(discriminator, config.lr, config.betas, config.weight_decay)
         state = TrainState({"vqgan": vqgan, "discriminator": discriminator}, {"g": opt_g, "d": opt_d})
         if config.ema:
-            state.modules["ema"] = copy.deepcopy(vqgan).requires_grad_(False)
+            state.modules["ema"] = new_average(engine, vqgan)
         run.count(flops_of(codebook_step(config, vqgan, discriminator)))
         run.resume(state)
         idle_codes = config.warm_up > 0 and vqgan.codebook.weight.requires_grad
@@ -260,14 +260,6 @@ def _mix(engine: Engine, params: CodebookParams, step: int, with_codes: bool) ->
     if q.soft_share == q.continuous_share == 0:
         return None
     return DecodingMix(*(engine.rows(whole) for whole in decoding_mix(q, size, engine.generator(step, "decode mix"))))
-
-
-@torch.no_grad()
-def average_(ema: torch.nn.Module, module: torch.nn.Module, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * module; buffers are copied."""
-    torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
-    for kept, buffer in zip(ema.buffers(), module.buffers(), strict=True):
-        kept.copy_(buffer)
 
 
 @torch.no_grad()

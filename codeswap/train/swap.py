@@ -19,6 +19,7 @@ from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
+from codeswap.train.averaging import average_, new_average
 from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import PairFeed, open_training_faces
@@ -58,6 +59,7 @@ class SwapTraining(TrainingConfig):
     # off-paper
     start_from: Path | None = None  # a trained swap model (folder, relative to the project) to train on from
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights; then these are the out
     later: LaterWeights | None = None
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
     adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
@@ -161,6 +163,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         else:
             optimizer = engine.adam(fusion, config.lr, config.betas, config.weight_decay)
         state = TrainState({"fusion": fusion}, {"fusion": optimizer})
+        if config.ema:
+            state.modules["ema"] = new_average(engine, fusion)
+        kept = state.modules.get("ema", fusion)
         if discriminator is not None:
             engine.place(discriminator)
             opt_d = engine.adam(discriminator, config.discriminator_lr, (0.5, 0.9))
@@ -232,13 +237,15 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 engine.step(terms["discriminator"], judge, opt_d)
 
             state.step += engine.complete
+            if config.ema and engine.complete:
+                average_(kept, fusion, config.ema)
             run.add(state, terms)
             if run.due(state, config.log_every):
                 run.alarm(*discriminator_alarms(run.log(state)))
             if run.due(state, config.validate_every):
-                metrics, swaps = validate_swap(engine, critics, held_out, vqgan, fusion)
+                metrics, swaps = validate_swap(engine, critics, held_out, vqgan, kept)
                 run.alarm(*swap_alarms(config, state.position, metrics))
-                run.validated(state, metrics, fusion)
+                run.validated(state, metrics, kept)
                 if engine.main:
                     rows = [x[: config.pictures] for x in (held_out.image, held_out.target, swaps)]
                     run.picture(state, "swap", grid(rows, ["source a", "target b", "a's identity on b"]))
@@ -248,7 +255,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         stream.close()
         run.finish(
             place,
-            fusion,
+            kept,
             {
                 "kind": "swap",
                 "config": {
