@@ -171,6 +171,14 @@ def test_stage_1_under_zero_3_says_what_to_use(untrained):
     assert refused.returncode != 0 and "deepspeed_zero2.yaml" in refused.stderr
 
 
+def test_averaged_weights_under_zero_3_are_refused(untrained):
+    root = untrained("swap", "mask")
+    changes = json.dumps({"swap": {"ema": 0.9}})
+    refused = _launch("deepspeed_zero3", "--num_processes", "2", root, "--stages", "swap", "--changes", changes)
+    assert refused.returncode != 0 and "use ZeRO-2 or DDP, or ema: 0" in refused.stderr
+    assert not (root / "models/swap").exists()
+
+
 @pytest.mark.parametrize(("config", "number"), [("cpu2", signal.SIGTERM), ("cpu1", signal.SIGUSR1)])
 def test_a_preempted_launcher_has_its_checkpoint_written_and_ends_with_75(untrained, config, number):
     root = untrained("mask")

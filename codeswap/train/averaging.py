@@ -1,18 +1,7 @@
 """Weights averaged exponentially while a training goes on: often better than any that it passes through."""
 
-import copy
-
 import torch
 from torch import nn
-
-from codeswap.train.engine import Engine
-
-
-def new_average(engine: Engine, module: nn.Module) -> nn.Module:
-    """A copy of `module` for `average_`. Raises ValueError under ZeRO-3, where no process holds whole weights."""
-    if engine.zero_stage == 3:
-        raise ValueError("averaged weights (ema) need whole weights, ZeRO-3 holds slices: use ZeRO-2 or DDP, or ema: 0")
-    return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Stage 1: the VQGAN whose codebook is the prior (METHOD §A). `train_codebook` is the whole training."""
 
+import copy
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,7 @@ from codeswap.models.quantizer import (
 from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.perception.roles import load
 from codeswap.train.alarms import codebook_alarms
-from codeswap.train.averaging import average_, new_average
+from codeswap.train.averaging import average_
 from codeswap.train.codes import learn_codes, start_codes
 from codeswap.train.cost import codebook_step, flops_of
 from codeswap.train.engine import Engine, held
@@ -139,7 +140,8 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         opt_d = engine.adam(discriminator, config.lr, config.betas, config.weight_decay)
         state = TrainState({"vqgan": vqgan, "discriminator": discriminator}, {"g": opt_g, "d": opt_d})
         if config.ema:
-            state.modules["ema"] = new_average(engine, vqgan)
+            state.modules["ema"] = copy.deepcopy(vqgan).requires_grad_(False)
+        kept = state.modules.get("ema", vqgan)
         run.count(flops_of(codebook_step(config, vqgan, discriminator)))
         run.resume(state)
         idle_codes = config.warm_up > 0 and vqgan.codebook.weight.requires_grad
@@ -223,17 +225,16 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
 
             state.step += engine.complete
             if config.ema and engine.complete:
-                average_(state.modules["ema"], vqgan, config.ema)
+                average_(kept, vqgan, config.ema)
             run.add(state, terms)
             if run.due(state, config.log_every):
                 usage = vqgan.codebook.usage
                 used = {"codes_used": codes_used(usage).item(), "perplexity": perplexity(usage).item()}
                 run.alarm(*codebook_alarms(config, state.position, run.log(state, used), params.quantizer.n_codes))
             if run.due(state, config.validate_every):
-                averaged = state.modules.get("ema", vqgan)
-                run.validated(state, validate_codebook(engine, critics, held_out, averaged), averaged)
+                run.validated(state, validate_codebook(engine, critics, held_out, kept), kept)
                 if engine.main:
-                    run.picture(state, "reconstruction", show(averaged, held_out.image[: config.pictures]))
+                    run.picture(state, "reconstruction", show(kept, held_out.image[: config.pictures]))
             if run.due(state, config.checkpoint_every):
                 run.checkpoint(state)
             run.stop_if_asked(state)
@@ -241,7 +242,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         groups = ("vqgan", "quantizer", "codebook", "discriminator")
         run.finish(
             place,
-            state.modules.get("ema", vqgan),
+            kept,
             {
                 "kind": "codebook",
                 "config": {name: getattr(params, name).model_dump(mode="json") for name in groups},

@@ -1,5 +1,6 @@
 """Stage 2: the fusion module and the code selector (METHOD §B, §C). `train_swap` is the whole training."""
 
+import copy
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
-from codeswap.train.averaging import average_, new_average
+from codeswap.train.averaging import average_
 from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import PairFeed, open_training_faces
@@ -106,6 +107,11 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
     kind, repetition = variant_of(variant)
     seed = params.seed + repetition
     engine = Engine(params.engine, seed, config.batch)
+    if config.ema and engine.zero_stage == 3:
+        raise ValueError(
+            "swap.ema averages whole weights, which ZeRO-3 has cut into pieces: use ZeRO-2 or DDP, or ema: 0 "
+            "(configs/accelerate/deepspeed_zero2.yaml)"
+        )
     source = open_training_faces(root, *ROLES)
     parents = {"codebook": codebook / "card.json", "perception": perception / "card.json"}
     if config.start_from is not None:
@@ -164,7 +170,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             optimizer = engine.adam(fusion, config.lr, config.betas, config.weight_decay)
         state = TrainState({"fusion": fusion}, {"fusion": optimizer})
         if config.ema:
-            state.modules["ema"] = new_average(engine, fusion)
+            state.modules["ema"] = copy.deepcopy(fusion).requires_grad_(False)
         kept = state.modules.get("ema", fusion)
         if discriminator is not None:
             engine.place(discriminator)
