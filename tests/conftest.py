@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from codeswap.evaluate.judges import Judges
+from codeswap.prepare.blocks import cluster
 from codeswap.use import credentials
 from tests.evaluation_world import small_judges
 
@@ -22,6 +23,13 @@ def tiny() -> ModuleType:
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def ray_is_running() -> Iterator[None]:
+    """One Ray for the tests of a file."""
+    with cluster():
+        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -21,19 +20,12 @@ from codeswap.data.records import Source
 from codeswap.data.shards import ImageConfig
 from codeswap.data.sources import DatasetConfig
 from codeswap.prepare import ingest as ingest_module
-from codeswap.prepare.blocks import BlockError, cluster, publish, run_blocks
 from codeswap.prepare.ingest import _ShardMaker, ingest, plan
 from codeswap.types import Detection
 from pipeline.shard import main
 
 ROOT = Path(__file__).parent.parent
 IMAGE = ImageConfig(size=32)
-
-
-@pytest.fixture(scope="module")
-def ray_is_running() -> Iterator[None]:
-    with cluster():
-        yield
 
 
 def dataset(**config: object) -> Source:
@@ -277,48 +269,6 @@ def test_frames_without_a_face_are_replaced(tmp_path: Path, monkeypatch: pytest.
     assert all(row["frame"] % 2 == 1 for row in rows) and len({(row["video"], row["frame"]) for row in rows}) == 6
     assert [item["source"].rsplit("#")[1] for item in rejected] == ["2", "3"]  # 8 asked for = 6 + 2
     assert {item["reason"] for item in rejected} == {"no_face"}
-
-
-def test_what_goes_wrong_in_a_worker_is_said_in_one_line(ray_is_running: None) -> None:
-    with pytest.raises(BlockError, match=r"^title: disk 3 is full\. What is finished is kept: run again to go on$"):
-        list(run_blocks(Fails, ("disk",), range(5), "title", holds=False))
-    with pytest.raises(BlockError, match="cannot start"):
-        list(run_blocks(CannotStart, (), range(2), "title", holds=True))
-    with pytest.raises(BlockError, match="a worker process died"):
-        list(run_blocks(Dies, (), range(2), "title", holds=True))
-
-
-class Fails:
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __call__(self, number: int) -> dict[str, float]:
-        if number == 3:
-            raise OSError(f"{self.what} {number} is full")
-        return {"number": number}
-
-
-class Dies:
-    def __call__(self, number: int) -> dict[str, float]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-
-class CannotStart:
-    def __init__(self) -> None:
-        raise ValueError("cannot start")
-
-    def __call__(self, number: int) -> dict[str, float]:
-        return {}
-
-
-def test_publish_replaces_the_whole_folder(tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "a").write_text("new")
-    (tmp_path / "out" / "set").mkdir(parents=True)
-    (tmp_path / "out" / "set" / "stale").write_text("old")
-    publish(tmp_path / "new", tmp_path / "out" / "set")
-    assert [path.name for path in (tmp_path / "out" / "set").iterdir()] == ["a"] and not (tmp_path / "new").exists()
 
 
 # --- the stage
