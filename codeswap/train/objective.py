@@ -110,11 +110,13 @@ def picture_terms(
     pairs: PairBatch,
     swapped: Pictures,
     maps: list[Tensor] | None = None,
+    glances: Image | None = None,
 ) -> dict[str, Tensor]:
     """The terms of Eq. (9) but the cycle, unweighted, of naive (Stage 2) or blended (Stage 3) pictures.
 
     Embeddings of the input faces come from the annotations. Only terms whose weight is above 0 are computed.
-    `maps`: the perceptual network's of `swapped`, where another term has asked for them too.
+    `maps`: the perceptual network's of `swapped`, where another term has asked for them too. `glances`: what the
+    identity network is shown instead of `swapped` (train/diversity.py).
     """
     seen = swapped.stacked
     wanted = Pictures(to_float(pairs.image_b), None if swapped.ba is None else to_float(pairs.image_a))
@@ -124,7 +126,7 @@ def picture_terms(
             swapped.ab, wanted.ab, swapped.ba, wanted.ba, same=pairs.same.to(seen.device)
         )
     if weights.identity or weights.embedding:
-        e_ab, e_ba = swapped.pair(judges.identity(seen).float())
+        e_ab, e_ba = swapped.pair(judges.identity(seen if glances is None else glances).float())
         if weights.identity:
             terms["identity"] = identity_loss(
                 e_ab, pairs.wanted_a, e_ba, pairs.wanted_b, enough=weights.identity_enough

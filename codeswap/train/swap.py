@@ -22,6 +22,7 @@ from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
 from codeswap.train.averaging import average_
 from codeswap.train.cost import flops_of, swap_step
+from codeswap.train.diversity import glance
 from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import PairFeed, open_training_faces
 from codeswap.train.latents import LATENTS, Latents
@@ -62,6 +63,7 @@ class SwapTraining(TrainingConfig):
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights; then these are the out
     later: LaterWeights | None = None
+    identity_moves: NonNegativeInt = 0  # pixels: identity is judged mirrored and moved at random (train/diversity.py)
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
     adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
     adversarial_from: NonNegativeInt = 0
@@ -205,7 +207,9 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
 
                 # Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc
                 weights = config.weights_at(begin)
-                terms = picture_terms(judges, weights, pairs, swapped, maps)
+                most = config.identity_moves
+                glances = glance(engine, most, swapped.stacked, state.step) if most else None
+                terms = picture_terms(judges, weights, pairs, swapped, maps, glances)
                 loss = weights.total(terms)
                 if weights.cycle:
                     n = max(1, round(config.cycle_share * len(z_a)))
