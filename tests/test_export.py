@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from codeswap.cli import app
 from codeswap.models.codeswap import CodeSwap
 from codeswap.models.fusion import FusionConfig
+from codeswap.use.errors import MissingModelError
 from codeswap.use.examples import examples
 from codeswap.use.export import export, in_8_bits
 from codeswap.use.loading import Swapper, load_swapper
@@ -146,11 +147,14 @@ def served(uri: str, folder: Path, pictures: list[str]) -> dict[str, str]:
         server.wait()
 
 
-def test_the_released_model_is_taken_where_nothing_was_trained(trained: Path, tmp_path: Path) -> None:
-    release = tmp_path / "models" / "release"
+@pytest.mark.parametrize("photographs", [False, True])
+def test_a_released_model_is_taken_where_nothing_was_trained(trained: Path, tmp_path: Path, photographs: bool) -> None:
+    release = tmp_path / "models" / ("release/photographs" if photographs else "release")
     for kind in ("codebook", "swap", "mask"):
         folder = trained / "models" / kind
         (release / kind).parent.mkdir(parents=True, exist_ok=True)
         (release / kind).symlink_to(folder if kind == "codebook" else folder / "ours")
-    found: Swapper = load_swapper(tmp_path / "models", "ours")
+    found: Swapper = load_swapper(tmp_path / "models", "ours", photographs=photographs)
     assert found.facts == load_swapper(trained / "models", "ours").facts
+    with pytest.raises(MissingModelError, match="there is no trained model"):
+        load_swapper(tmp_path / "models", "ours", photographs=not photographs)

@@ -105,9 +105,8 @@ def swap(
         raise typer.BadParameter("give two photographs, or --pairs FILE.csv")
     try:
         if b is not None and b.suffix.lower() in VIDEOS:
-            tools = Tools(
-                load_swapper(models, variant, precision), load_detector(weights), match_colour, not no_marks, "", False
-            )
+            swapper = load_swapper(models, variant, precision, photographs=True)
+            tools = Tools(swapper, load_detector(weights), match_colour, not no_marks, "", False)
             target = out if out.suffix else out / f"{result_name(a, b)}.mp4"
             chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
             report = swap_onto_video(tools, a, b, target, *chosen)
@@ -120,7 +119,8 @@ def swap(
         if todo is not None and (region is not None or face_a is not None or face_b is not None):
             raise typer.BadParameter("--region, --face-a and --face-b take two photographs")
         detector = None if aligned else load_detector(weights)
-        tools = Tools(load_swapper(models, variant, precision), detector, match_colour, not no_marks, suffix, parts)
+        swapper = load_swapper(models, variant, precision, photographs=not aligned)
+        tools = Tools(swapper, detector, match_colour, not no_marks, suffix, parts)
         chosen = [_choice(text, tools, models / "perception") for text in (face_a, face_b)]
         if region is not None:
             typer.echo(str(swap_region(tools, a, b, out, region, models / "perception", chosen)))

@@ -25,7 +25,8 @@ from codeswap.use.int8 import to_int8_
 from codeswap.use.memory import keep_freed_memory
 
 Precision = Literal["fp32", "bf16", "int8"]
-RELEASE = "release"  # below the models' folder: what is committed with the project
+# Below the models' folder: what is committed with the project. One model has seen rendered faces only, one photographs.
+RELEASE, PHOTOGRAPHS = "release", "release/photographs"
 
 
 class SwappedCrops(NamedTuple):
@@ -116,21 +117,23 @@ def _numbers(mask: Tensor) -> np.ndarray:
     return mask[0].float().cpu().numpy()
 
 
-def load_swapper(models: Path, variant: str, precision: Precision = "fp32") -> Swapper:
+def load_swapper(models: Path, variant: str, precision: Precision = "fp32", *, photographs: bool = False) -> Swapper:
     """The model in a folder as the pipeline writes it (`models/`): codebook, swap/<variant> and mask/<variant>.
 
     A folder without variants (codebook, swap, mask) does too, and one without mask swaps without one. So does the URI
-    of a registered MLflow model (models:/codeswap-ours/1). Where nothing was trained yet, the released model in
-    `<models>/release` is taken. `precision` of the networks: bf16 on processors and GPUs that multiply it, int8 on
-    processors (use/int8.py); `benchmarks.inference_speed` and `export_quality` say what they gain and cost.
+    of a registered MLflow model (models:/codeswap-ours/1). Where nothing was trained yet, a released model is taken:
+    with `photographs` that of `<models>/release/photographs`, else that of rendered faces in `<models>/release`.
+    `precision` of the networks: bf16 on processors and GPUs that multiply it, int8 on processors (use/int8.py);
+    `benchmarks.inference_speed` and `export_quality` say what they gain and cost.
     Raises MissingModelError saying what is not there, or what is damaged.
     """
     if str(models).startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         from codeswap.use.mlflow_model import folder_of  # seconds of imports
 
         models = folder_of(str(models))
-    if not (models / "codebook").exists() and (models / RELEASE / "codebook").exists():
-        models = models / RELEASE
+    released = models / (PHOTOGRAPHS if photographs else RELEASE)
+    if not (models / "codebook").exists() and (released / "codebook").exists():
+        models = released
     codebook = models / "codebook"
     swap, mask = (
         folder if (folder / CARD).exists() else folder / variant for folder in (models / "swap", models / "mask")

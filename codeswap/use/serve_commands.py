@@ -37,14 +37,14 @@ def serve(
     if host not in ("127.0.0.1", "localhost", "::1") and not password:
         typer.echo(f"warning: everybody who reaches {host} can use this page; {PASSWORD} would ask for a password")
     try:
-        swapper = load_swapper(models, variant, precision)
-    except UseError as error:
-        raise ended(error) from None
-    try:
         detector = load_detector(weights)
     except MissingModelError as error:
         typer.echo(f"aligned crops only: {error}")
         detector = None
+    try:
+        swapper = load_swapper(models, variant, precision, photographs=detector is not None)
+    except UseError as error:
+        raise ended(error) from None
     app = create_app(swapper, detector, Limits(megabytes=megabytes, per_minute=per_minute, password=password))
     uvicorn.run(app, host=host, port=port, log_level="warning", lifespan="off")
 
