@@ -40,7 +40,7 @@ def reconstruct(
     """What the codebook keeps of faces: each one, and what is decoded of its nearest and of its soft codes (Fig. 3)."""
     try:
         check_suffix(out)
-        swapper = load_swapper(models, variant)
+        swapper = load_swapper(models, variant, photographs=not aligned)
         crops = _crops(pictures, swapper, aligned, weights)
         crops = [degraded(crop) for crop in crops] if degrade else crops
         write_picture(out, np.asarray(reconstructions(swapper.model, swapper.tensor(*crops))), swapper.facts)
@@ -63,7 +63,7 @@ def attention(
     """Where a place of the swap of A onto B looks, in B itself and in A (Fig. 9)."""
     try:
         check_suffix(out)
-        swapper = load_swapper(models, variant)
+        swapper = load_swapper(models, variant, photographs=not aligned)
         first, second = _crops([a, b], swapper, aligned, weights)
         try:
             x, y = (float(number) for number in at.split(","))
