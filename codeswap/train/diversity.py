@@ -30,10 +30,10 @@ class Moves(NamedTuple):
 def moved(image: Image, moves: Moves) -> Image:
     """The pictures as `moves` say, the edge's pixels repeated where nothing is known."""
     n, c, h, w = image.shape
-    image = torch.where(moves.mirrored.view(n, 1, 1, 1), image.flip(-1), image)
     down, right = moves.way.unbind(1)
     rows = (torch.arange(h, device=image.device) - down[:, None]).clamp(0, h - 1)
     columns = (torch.arange(w, device=image.device) - right[:, None]).clamp(0, w - 1)
+    columns = torch.where(moves.mirrored[:, None], w - 1 - columns, columns)
     image = image.gather(2, rows.view(n, 1, h, 1).expand(n, c, h, w))
     return image.gather(3, columns.view(n, 1, 1, w).expand(n, c, h, w))
 
