@@ -72,11 +72,11 @@ def load_vqgan(folder: Path) -> VQGAN:
 def fill_fusion(fusion: Fusion, folder: Path, codebook: Path) -> None:
     """Gives `fusion` the weights of the swap model in `folder`, to train on from them.
 
-    Raises StoredModelError when there is none, when it was made over another Stage 1 model than `codebook` holds, or
-    when it is of another variant or other sizes.
+    Raises StoredModelError when there is none, when it was made over other codes than `codebook` holds (another decoder
+    is fine: `codebook.decoder_only`), or when it is of another variant or other sizes.
     """
     stored = read_model(folder, "swap")
-    stored.check_parent("codebook", read_model(codebook, "codebook"))
+    stored.check_parent("codebook", read_model(codebook, "codebook"), or_same_codes=True)
     found = stored.group("fusion", FusionConfig), stored.text("variant")
     if found != (fusion.config, fusion.variant):
         raise StoredModelError(

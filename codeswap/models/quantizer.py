@@ -226,6 +226,12 @@ class Codebook(nn.Module):
         self.weight.copy_(torch.where(self.ema_count[:, None] > 1e-6, moved, self.weight))
 
     @torch.no_grad()
+    def start_averages_(self) -> None:
+        """Moving averages go on from the codes as they are, which `codebook.ema` may have averaged themselves."""
+        if self.config.update == "ema":
+            self.ema_total.copy_(self.weight * self.ema_count[:, None])
+
+    @torch.no_grad()
     def restart_dead_(self, vectors: Float[Tensor, "r d"]) -> int:
         """Replaces codes used less than `restart_below` of the mean by the first of `vectors`; returns how many.
 
@@ -270,7 +276,7 @@ class Codebook(nn.Module):
         self.nearest_distance.copy_(sums.distance / sums.count.sum())
         if self.config.update == "ema":
             self.ema_count.copy_(sums.count.clamp(min=1e-3))
-            self.ema_total.copy_(self.weight * self.ema_count[:, None])
+            self.start_averages_()
 
     def _settle_(self) -> None:
         """After `weight` was set from outside: a basis takes its place."""

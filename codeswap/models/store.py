@@ -91,11 +91,15 @@ class StoredModel(NamedTuple):
         module.load_state_dict(self.weights)
         return module
 
-    def check_parent(self, kind: str, parent: "StoredModel") -> None:
-        """Raises StoredModelError when the card's lineage names another parent of this kind (naming none is fine)."""
+    def check_parent(self, kind: str, parent: "StoredModel", *, or_same_codes: bool = False) -> None:
+        """Raises StoredModelError when the card's lineage names another parent of this kind (naming none is fine).
+
+        `or_same_codes`: a parent that has the named one's encoder and codes, and another decoder, is fine too.
+        """
         lineage = self.card.get("lineage")
         named = lineage.get(kind) if isinstance(lineage, dict) else None
-        if named is not None and named != parent.card["weights_sha256"]:
+        fine = {parent.card["weights_sha256"], *(parent.card.get("same_codes_as", ()) if or_same_codes else ())}
+        if named is not None and named not in fine:
             raise StoredModelError(
                 f"{self.folder} was made from the {kind} model {str(named)[:12]}, but {parent.folder} holds "
                 f"{str(parent.card['weights_sha256'])[:12]}: give the folder it was made from, or run `dvc repro`"

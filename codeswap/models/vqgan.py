@@ -242,6 +242,12 @@ class VQGAN(nn.Module):
         self.to_latent.weight.zero_()[: len(directions), :, 0, 0] = directions
         self.to_image.weight.zero_()[:, : len(directions), 0, 0] = directions.T
 
+    def hold_codes_(self) -> None:
+        """What makes codes of images learns no more; what makes images of codes does."""
+        for part in (self.encoder, self.codebook, self.quant, self.to_latent):
+            if part is not None:
+                part.requires_grad_(False)
+
     @property
     def last_layer(self) -> nn.Conv2d:
         """The decoder's last convolution: the adaptive weight compares gradients at its weight."""

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image as Picture
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from codeswap.data.faces import to_float
 from codeswap.data.order import OrderConfig, order_faces
@@ -31,11 +31,12 @@ from codeswap.models.quantizer import (
     decoding_mix,
     perplexity,
 )
+from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.perception.roles import load
 from codeswap.train.alarms import codebook_alarms
 from codeswap.train.averaging import average_
-from codeswap.train.codes import learn_codes, start_codes
+from codeswap.train.codes import fill_vqgan, learn_codes, same_codes_as, start_codes
 from codeswap.train.cost import codebook_step, flops_of
 from codeswap.train.engine import Engine, held
 from codeswap.train.feeds import FaceFeed, open_training_faces, pixel_weights
@@ -67,6 +68,8 @@ class CodebookTraining(TrainingConfig):
     adversarial_form: Literal["hinge", "vanilla"] = "hinge"
     adaptive_maximum: PositiveFloat = 1e4
     # off-paper
+    start_from: Path | None = None  # a trained codebook model (folder, relative to the project) to train on from
+    decoder_only: bool = False  # with start_from: its encoder and codes stay, so swap models over it can train on
     gradient: NonNegativeFloat = 0.0  # L1 of neighbouring pixels' differences
     identity: NonNegativeFloat = 0.0  # 1 - cosine of training embeddings
     expression: NonNegativeFloat = 0.0  # mean squared difference of expression vectors
@@ -77,6 +80,14 @@ class CodebookTraining(TrainingConfig):
     restart_until: float = Field(0.8, ge=0, le=1)  # share of the samples in which dead codes restart
     restart_every: PositiveInt = 8  # steps
     recompute_from: PositiveInt | None = None  # levels of at least this size are recomputed, to save memory
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> "CodebookTraining":
+        if self.decoder_only and self.start_from is None:
+            raise ValueError("decoder_only keeps the encoder and codes of a trained model: name it by start_from")
+        if self.start_from is not None and self.warm_up:
+            raise ValueError("warm_up trains without codes, and start_from brings some: set warm_up to 0")
+        return self
 
     @property
     def weighs_regions(self) -> bool:
@@ -108,6 +119,9 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         )
     source = open_training_faces(root, *ROLES)
     parents = {"perception": perception / "card.json"}
+    start = None if config.start_from is None else read_model(root / config.start_from, "codebook")
+    if start is not None:
+        parents["start"] = start.folder / CARD
     with Run(
         root, ("codebook", None, fingerprint), engine=engine, training=config, params=params, parents=parents
     ) as run:
@@ -125,7 +139,13 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             vqgan.recompute_from_(config.recompute_from)
             discriminator, look = new_discriminator(params.discriminator, perceptual, params.vqgan.image_size)
             engine.place(discriminator)
-        if params.vqgan.linear_shortcut:
+        if start is not None:
+            fill_vqgan(vqgan, start)
+            if config.decoder_only:
+                vqgan.hold_codes_()
+            else:
+                vqgan.codebook.start_averages_()
+        elif params.vqgan.linear_shortcut:
             images = first(torch.arange(config.warm_up_images).numpy()).image
             vqgan.start_from_principal_patches_(to_float(images))
         engine.place(vqgan)
@@ -147,7 +167,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         idle_codes = config.warm_up > 0 and vqgan.codebook.weight.requires_grad
         trained, opt_g = engine.prepare(vqgan, opt_g, config.clip, partly_used=idle_codes)
         judge, opt_d = engine.prepare(discriminator, opt_d, config.clip)
-        codes_started = bool(vqgan.codebook.observed > 0) or params.quantizer.init == "uniform"
+        codes_started = bool(vqgan.codebook.observed > 0) or params.quantizer.init == "uniform" or start is not None
         stream = run.batches(state, feed)
 
         while state.position < config.samples:
@@ -200,7 +220,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                     terms["lambda"] = config.adversarial * adaptive_weight(*at_last, maximum=config.adaptive_maximum)
                     slope = slope + terms["lambda"] * slope_adv
                 loss = (out.image.float() * slope).sum()
-                if with_codes:
+                if with_codes and not config.decoder_only:
                     q = params.quantizer
                     terms["code"] = config.code * codebook_loss(
                         out.z.float(), out.z_q.float(), beta=q.beta, beta_on=q.beta_on, norm=q.norm,
@@ -210,7 +230,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             if not engine.step(loss, trained, opt_g, guard=config.skip_nonfinite > 0):
                 run.skip(state)
                 continue
-            if with_codes:
+            if with_codes and not config.decoder_only:
                 restart = begin < config.restart_until * config.samples and state.step % config.restart_every == 0
                 drawn = engine.generator(state.step, "restart") if restart else None
                 terms["restarted"] = learn_codes(engine, vqgan.codebook, (out.z, out.codes, token_weights), drawn)
@@ -245,6 +265,8 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             kept,
             {
                 "kind": "codebook",
+                # whose encoder and codes these are, bit for bit: swap models over them can train on over this one
+                "same_codes_as": same_codes_as(start) if config.decoder_only else [],
                 "config": {name: getattr(params, name).model_dump(mode="json") for name in groups},
                 "licences": source.faces.licences,
                 "data": source.faces.hashes,

@@ -5,10 +5,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codeswap.data.faces import to_float
-from codeswap.models.quantizer import Assignments, Codebook
-from codeswap.models.vqgan import VQGAN, tokens
+from codeswap.models.quantizer import Assignments, Codebook, QuantizerConfig
+from codeswap.models.store import StoredModel, StoredModelError
+from codeswap.models.vqgan import VQGAN, VQGANConfig, tokens
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import FaceFeed, pixel_weights
+
+
+def fill_vqgan(vqgan: VQGAN, start: StoredModel) -> None:
+    """Gives `vqgan` the weights of a trained codebook model, to train on from them.
+
+    Raises StoredModelError when its networks or codes are others; how codes are mixed and learn may differ.
+    """
+    found, codes = start.group("vqgan", VQGANConfig), start.group("quantizer", QuantizerConfig)
+    asked = vqgan.codebook.config
+    kind = ("n_codes", "normalised", "update")
+    wrong = [f"vqgan.{k}: {v!r}, asked {getattr(vqgan.config, k)!r}" for k, v in found if v != getattr(vqgan.config, k)]
+    wrong += [
+        f"quantizer.{k}: {getattr(codes, k)!r}, asked {getattr(asked, k)!r}"
+        for k in kind
+        if getattr(codes, k) != getattr(asked, k)
+    ]
+    if wrong:
+        raise StoredModelError(
+            f"{start.folder} cannot be trained on from, it has " + "; ".join(wrong) + ": give a model that fits, the "
+            "parameters it has, or no codebook.start_from"
+        )
+    start.fill(vqgan)
+
+
+def same_codes_as(start: StoredModel) -> list[str]:
+    """Weights' hashes of the models whose encoder and codes a training of the decoder alone keeps, the oldest first."""
+    return [*start.card.get("same_codes_as", []), start.card["weights_sha256"]]
 
 
 @torch.no_grad()
