@@ -1,10 +1,12 @@
 """Stage 3: both phases train, resume and are told apart; a collapse is named."""
 
 import json
+import shutil
 import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 
 from codeswap.models.codeswap import load_codeswap, swap_with_features
@@ -48,6 +50,31 @@ def test_stopped_in_both_phases_and_resumed_is_bit_for_bit(tiny, trained, copy):
         undo()
     for name in ("model.safetensors", "curve.csv"):
         assert (root / "models/mask/ours" / name).read_bytes() == (trained / "models/mask/ours" / name).read_bytes()
+
+
+def test_averaged_weights_follow_the_trained_ones_and_resume(tiny, copy):
+    root = copy("mask")
+    weights = []
+    for changes, stops in (
+        ({"samples": 1, "lr": 1e-30}, ()),
+        ({"samples": 1}, ()),
+        ({"samples": 1, "ema": 0.75}, ()),
+        ({"ema": 0.9}, ()),
+        ({"ema": 0.9}, (f"mask-ours:40:{signal.SIGTERM}",)),
+    ):
+        undo = tiny.stop_at(root, *stops)
+        try:
+            assert tiny.train(root, ["mask"], mask=changes) == len(stops)
+        finally:
+            undo()
+        weights.append(load_file(root / "models/mask/ours/model.safetensors"))
+        for place in ("models", "runs"):
+            shutil.rmtree(root / place / "mask")
+    begun, plain, averaged, whole, resumed = weights
+    assert any(not torch.equal(plain[name], begun[name]) for name in begun)
+    for name in begun:
+        torch.testing.assert_close(averaged[name], 0.75 * begun[name] + 0.25 * plain[name], rtol=0, atol=1e-7)
+        assert torch.equal(whole[name], resumed[name])
 
 
 def test_supervision_finds_the_face_of_the_target(tiny, copy):

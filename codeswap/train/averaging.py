@@ -3,6 +3,17 @@
 import torch
 from torch import nn
 
+from codeswap.train.engine import Engine
+
+
+def check_averages(engine: Engine, key: str, decay: float) -> None:
+    """Raises ValueError where weights cannot be averaged. `key`: what asks for it in params.yaml."""
+    if decay and engine.zero_stage == 3:
+        raise ValueError(
+            f"{key} averages whole weights, which ZeRO-3 has cut into pieces: use ZeRO-2 or DDP, or {key}: 0 "
+            "(configs/accelerate/deepspeed_zero2.yaml)"
+        )
+
 
 @torch.no_grad()
 def average_(ema: nn.Module, module: nn.Module, decay: float) -> None:

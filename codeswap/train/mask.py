@@ -1,5 +1,6 @@
 """Stage 3: the mask generator (METHOD §D), first to the parsed face (Eq. 15), then by the losses of Stage 2."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from codeswap.models.fusion import Fusion
 from codeswap.models.mask import MaskConfig, MaskGenerator, blend
 from codeswap.models.vqgan import VQGAN
 from codeswap.train.alarms import mask_alarms
+from codeswap.train.averaging import average_, check_averages
 from codeswap.train.cost import flops_of, mask_step
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
@@ -41,6 +43,7 @@ class MaskTraining(TrainingConfig):
     order: OrderConfig = OrderConfig()
     pairs: PairConfig = PairConfig()
     weights: SwapWeights = SwapWeights(cycle=0.0)  # L_cyc does not depend on the mask
+    ema: float = Field(0.0, ge=0, lt=1)  # off-paper: decay of averaged weights; then these are the out
     soften: NonNegativeFloat = 0.0  # sigma in pixels of a Gaussian over M_GT
     unsupervised_lr: PositiveFloat | None = None  # lr of the second phase where it differs
     # off-paper safety of the second phase, and one off-paper help of the first
@@ -72,6 +75,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
     kind, repetition = variant_of(variant)
     seed = params.seed + repetition
     engine = Engine(params.engine, seed, config.batch)
+    check_averages(engine, "mask.ema", config.ema)
     source = open_training_faces(root, *ROLES)
     parents = {"codebook": codebook, "swap": swap, "perception": perception}
     with Run(
@@ -99,6 +103,9 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
 
         optimizer = engine.adam(generator, config.lr, config.betas, config.weight_decay)
         state = TrainState({"mask": generator}, {"mask": optimizer})
+        if config.ema:
+            state.modules["ema"] = copy.deepcopy(generator).requires_grad_(False)
+        kept = state.modules.get("ema", generator)
         run.count(flops_of(mask_step(generator, vqgan, fusion)))
         run.resume(state)
         trained, optimizer = engine.prepare(generator, optimizer, config.clip)
@@ -142,14 +149,16 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                 continue
 
             state.step += engine.complete
+            if config.ema and engine.complete:
+                average_(kept, generator, config.ema)
             with torch.no_grad():
                 statistics = mask_statistics(mask, truth)
             run.add(state, terms | {f"mask_{name}": value for name, value in statistics._asdict().items()})
             if run.due(state, config.log_every):
                 run.alarm(*mask_alarms(run.log(state)))
             if run.due(state, config.validate_every):
-                masked = [mask_swap(vqgan, fusion, generator, a, b) for a, b in held_out.parts()]
-                run.validated(state, validate_mask(engine, critics, held_out, masked), generator)
+                masked = [mask_swap(vqgan, fusion, kept, a, b) for a, b in held_out.parts()]
+                run.validated(state, validate_mask(engine, critics, held_out, masked), kept)
                 if engine.main:
                     run.picture(state, "mask", show(held_out, masked, config.pictures))
             if run.due(state, config.checkpoint_every):
@@ -158,7 +167,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
         stream.close()
         run.finish(
             place,
-            generator,
+            kept,
             {
                 "kind": "mask",
                 "config": {

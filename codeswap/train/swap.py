@@ -20,7 +20,7 @@ from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
-from codeswap.train.averaging import average_
+from codeswap.train.averaging import average_, check_averages
 from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.diversity import Glances, glance
 from codeswap.train.engine import Engine, held
@@ -110,11 +110,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
     kind, repetition = variant_of(variant)
     seed = params.seed + repetition
     engine = Engine(params.engine, seed, config.batch)
-    if config.ema and engine.zero_stage == 3:
-        raise ValueError(
-            "swap.ema averages whole weights, which ZeRO-3 has cut into pieces: use ZeRO-2 or DDP, or ema: 0 "
-            "(configs/accelerate/deepspeed_zero2.yaml)"
-        )
+    check_averages(engine, "swap.ema", config.ema)
     source = open_training_faces(root, *ROLES)
     parents = {"codebook": codebook / "card.json", "perception": perception / "card.json"}
     if config.start_from is not None:
