@@ -1,4 +1,4 @@
-"""What frozen networks are shown while Stage 2 trains: mirrored, moved, the same on any number of processes."""
+"""What the identity network is shown while Stage 2 trains: mirrored, moved, the same on any number of processes."""
 
 import pytest
 import torch

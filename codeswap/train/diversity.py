@@ -1,4 +1,4 @@
-"""Input diversity: frozen networks judge pictures mirrored and moved at random (off-paper).
+"""Input diversity: a frozen network judges pictures mirrored and moved at random (off-paper).
 
 What pleases one network at exactly these pixels need not please another. Gradients through randomly changed inputs
 transfer better between networks (Xie et al. 2019, arXiv 1803.06978, for adversarial pictures), and a swap should be
@@ -38,21 +38,8 @@ def moved(image: Image, moves: Moves) -> Image:
     return image.gather(3, columns.view(n, 1, 1, w).expand(n, c, h, w))
 
 
-class Glances(NamedTuple):
-    """What frozen networks are shown instead of the swaps (n or 2n pictures); None: the swaps as they are.
-
-    `expression` holds the swaps and the faces whose expression they should have, moved alike.
-    """
-
-    identity: Image | None = None
-    expression: tuple[Image, Image] | None = None
-
-
-def glance(engine: Engine, most: int, images: Image, step: int, purpose: str = "glances") -> Image:
-    """This process' pictures of the batch (n or, both directions after each other, 2n), each moved by its own draw.
-
-    The draw is a function of the step and the `purpose`, so other pictures can be moved alike.
-    """
-    generator, whole = engine.generator(step, purpose), engine.micro_batch
+def glance(engine: Engine, most: int, images: Image, step: int) -> Image:
+    """This process' pictures of the batch (n or, both directions after each other, 2n), each moved by its own draw."""
+    generator, whole = engine.generator(step, "glances"), engine.micro_batch
     drawn = [Moves.draw(whole, most, generator) for _ in range(len(images) * engine.world // whole)]
     return moved(images, Moves(*(torch.cat([engine.rows(one) for one in part]) for part in zip(*drawn, strict=True))))

@@ -22,7 +22,6 @@ from codeswap.losses.swap import (
 )
 from codeswap.perception.landmark_parsing import LandmarkParsing
 from codeswap.perception.roles import load
-from codeswap.train.diversity import Glances
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairBatch, face_mask
 from codeswap.types import Config, Image
@@ -111,15 +110,15 @@ def picture_terms(
     pairs: PairBatch,
     swapped: Pictures,
     maps: list[Tensor] | None = None,
-    glances: Glances | None = None,
+    glances: Image | None = None,
 ) -> dict[str, Tensor]:
     """The terms of Eq. (9) but the cycle, unweighted, of naive (Stage 2) or blended (Stage 3) pictures.
 
     Embeddings of the input faces come from the annotations. Only terms whose weight is above 0 are computed.
-    `maps`: the perceptual network's of `swapped`, where another term has asked for them too. `glances`: what
-    networks are shown instead of `swapped` (train/diversity.py).
+    `maps`: the perceptual network's of `swapped`, where another term has asked for them too. `glances`: what the
+    identity network is shown instead of `swapped` (train/diversity.py).
     """
-    seen, glances = swapped.stacked, glances or Glances()
+    seen = swapped.stacked
     wanted = Pictures(to_float(pairs.image_b), None if swapped.ba is None else to_float(pairs.image_a))
     terms = {}
     if weights.reconstruction:
@@ -127,7 +126,7 @@ def picture_terms(
             swapped.ab, wanted.ab, swapped.ba, wanted.ba, same=pairs.same.to(seen.device)
         )
     if weights.identity or weights.embedding:
-        e_ab, e_ba = swapped.pair(judges.identity(seen if glances.identity is None else glances.identity).float())
+        e_ab, e_ba = swapped.pair(judges.identity(seen if glances is None else glances).float())
         if weights.identity:
             terms["identity"] = identity_loss(
                 e_ab, pairs.wanted_a, e_ba, pairs.wanted_b, enough=weights.identity_enough
@@ -137,13 +136,8 @@ def picture_terms(
             if e_ba is not None:
                 terms["embedding"] = (terms["embedding"] + embedding_loss(e_ba, pairs.wanted_b)) / 2
     if weights.expression:
-        shown, x_b, x_a = seen, pairs.expression_b, pairs.expression_a
-        if glances.expression is not None:
-            shown, faces = glances.expression
-            with torch.no_grad():
-                x_b, x_a = swapped.pair(judges.expression(faces).float())
-        x_ab, x_ba = swapped.pair(judges.expression(shown).float())
-        terms["expression"] = expression_loss(x_ab, x_b, x_ba, x_a)
+        x_ab, x_ba = swapped.pair(judges.expression(seen).float())
+        terms["expression"] = expression_loss(x_ab, pairs.expression_b, x_ba, pairs.expression_a)
     if weights.pose:
         target = pairs.pose_b if swapped.ba is None else torch.cat([pairs.pose_b, pairs.pose_a])
         terms["pose"] = F.mse_loss(judges.pose(seen).float() / 45, target / 45)

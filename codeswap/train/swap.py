@@ -22,9 +22,9 @@ from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
 from codeswap.train.averaging import average_, check_averages
 from codeswap.train.cost import flops_of, swap_step
-from codeswap.train.diversity import Glances, glance
+from codeswap.train.diversity import glance
 from codeswap.train.engine import Engine, held
-from codeswap.train.feeds import PairBatch, PairFeed, open_training_faces
+from codeswap.train.feeds import PairFeed, open_training_faces
 from codeswap.train.latents import LATENTS, Latents
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, by_role, calibrate, load_judges, picture_terms
@@ -64,7 +64,6 @@ class SwapTraining(TrainingConfig):
     ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights; then these are the out
     later: LaterWeights | None = None
     identity_moves: NonNegativeInt = 0  # pixels: identity is judged mirrored and moved at random (train/diversity.py)
-    expression_moves: NonNegativeInt = 0  # the same for expression, the target's face moved alike
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
     adversarial: NonNegativeFloat = 0.0  # weight of a patch discriminator on the target faces and the swaps
     adversarial_from: NonNegativeInt = 0
@@ -204,7 +203,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
 
                 # Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc
                 weights = config.weights_at(begin)
-                glances = _glances(engine, config, pairs, swapped, state.step)
+                most = config.identity_moves
+                glances = glance(engine, most, swapped.stacked, state.step) if most else None
                 terms = picture_terms(judges, weights, pairs, swapped, maps, glances)
                 loss = weights.total(terms)
                 if weights.cycle:
@@ -276,15 +276,3 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                 "intended_use": "research on face swapping; swaps the codes of two faces",
             },
         )
-
-
-def _glances(engine: Engine, config: SwapTraining, pairs: PairBatch, swapped: Pictures, step: int) -> Glances:
-    found = Glances()
-    if config.identity_moves:
-        found = found._replace(identity=glance(engine, config.identity_moves, swapped.stacked, step))
-    if config.expression_moves:
-        most, key = config.expression_moves, "expression glances"
-        targets = to_float(pairs.image_b if swapped.ba is None else torch.cat([pairs.image_b, pairs.image_a]))
-        both = (glance(engine, most, images, step, key) for images in (swapped.stacked, targets))
-        found = found._replace(expression=tuple(both))
-    return found
