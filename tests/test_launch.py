@@ -175,7 +175,7 @@ def test_averaged_weights_under_zero_3_are_refused(untrained):
     root = untrained("swap", "mask")
     changes = json.dumps({"swap": {"ema": 0.9}})
     refused = _launch("deepspeed_zero3", "--num_processes", "2", root, "--stages", "swap", "--changes", changes)
-    assert refused.returncode != 0 and "use ZeRO-2 or DDP, or ema: 0" in refused.stderr
+    assert refused.returncode != 0 and "use ZeRO-2 or DDP, or swap.ema: 0" in refused.stderr
     assert not (root / "models/swap").exists()
 
 
