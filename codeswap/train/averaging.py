@@ -1,9 +1,12 @@
 """Weights averaged exponentially while a training goes on: often better than any that it passes through."""
 
+import copy
+
 import torch
 from torch import nn
 
 from codeswap.train.engine import Engine
+from codeswap.train.state import TrainState
 
 
 def check_averages(engine: Engine, key: str, decay: float) -> None:
@@ -13,6 +16,14 @@ def check_averages(engine: Engine, key: str, decay: float) -> None:
             f"{key} averages whole weights, which ZeRO-3 has cut into pieces: use ZeRO-2 or DDP, or {key}: 0 "
             "(configs/accelerate/deepspeed_zero2.yaml)"
         )
+
+
+def given_out(state: TrainState, module: nn.Module, decay: float) -> nn.Module:
+    """What becomes the out: `module`, or with a decay its average, which joins `state` and so is resumed."""
+    if not decay:
+        return module
+    average = state.modules["ema"] = copy.deepcopy(module).requires_grad_(False)
+    return average
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Stage 1: the VQGAN whose codebook is the prior (METHOD §A). `train_codebook` is the whole training."""
 
-import copy
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,7 @@ from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
 from codeswap.perception.roles import load
 from codeswap.train.alarms import codebook_alarms
-from codeswap.train.averaging import average_
+from codeswap.train.averaging import average_, given_out
 from codeswap.train.codes import fill_vqgan, learn_codes, same_codes_as, start_codes
 from codeswap.train.cost import codebook_step, flops_of
 from codeswap.train.engine import Engine, held
@@ -58,7 +57,6 @@ class CodebookTraining(TrainingConfig):
     betas: tuple[float, float] = (0.5, 0.9)  # taming
     flip: bool = True
     order: OrderConfig = OrderConfig()
-    ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights; then these are the out
     # Eq. 2
     perceptual: NonNegativeFloat = 1.0
     perceptual_form: Literal["lpips", "mse"] = "lpips"
@@ -159,21 +157,20 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
         opt_g = engine.adam(vqgan, config.lr, config.betas, config.weight_decay)
         opt_d = engine.adam(discriminator, config.lr, config.betas, config.weight_decay)
         state = TrainState({"vqgan": vqgan, "discriminator": discriminator}, {"g": opt_g, "d": opt_d})
-        if config.ema:
-            state.modules["ema"] = copy.deepcopy(vqgan).requires_grad_(False)
-        kept = state.modules.get("ema", vqgan)
+        kept = given_out(state, vqgan, config.ema)
         run.count(flops_of(codebook_step(config, vqgan, discriminator)))
         run.resume(state)
         idle_codes = config.warm_up > 0 and vqgan.codebook.weight.requires_grad
         trained, opt_g = engine.prepare(vqgan, opt_g, config.clip, partly_used=idle_codes)
         judge, opt_d = engine.prepare(discriminator, opt_d, config.clip)
-        codes_started = bool(vqgan.codebook.observed > 0) or params.quantizer.init == "uniform" or start is not None
+        codes_started = bool(vqgan.codebook.observed > 0) or params.quantizer.init == "uniform"
         stream = run.batches(state, feed)
 
         while state.position < config.samples:
             begin = state.position
             state.position, faces = run.next(stream)
             with_codes, adversarial = begin >= config.warm_up, begin >= config.adversarial_from and config.adversarial
+            learns_codes = with_codes and not config.decoder_only
             x = to_float(faces.image)
             weights = None
             if config.weighs_regions:
@@ -220,7 +217,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
                     terms["lambda"] = config.adversarial * adaptive_weight(*at_last, maximum=config.adaptive_maximum)
                     slope = slope + terms["lambda"] * slope_adv
                 loss = (out.image.float() * slope).sum()
-                if with_codes and not config.decoder_only:
+                if learns_codes:
                     q = params.quantizer
                     terms["code"] = config.code * codebook_loss(
                         out.z.float(), out.z_q.float(), beta=q.beta, beta_on=q.beta_on, norm=q.norm,
@@ -230,7 +227,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             if not engine.step(loss, trained, opt_g, guard=config.skip_nonfinite > 0):
                 run.skip(state)
                 continue
-            if with_codes and not config.decoder_only:
+            if learns_codes:
                 restart = begin < config.restart_until * config.samples and state.step % config.restart_every == 0
                 drawn = engine.generator(state.step, "restart") if restart else None
                 terms["restarted"] = learn_codes(engine, vqgan.codebook, (out.z, out.codes, token_weights), drawn)

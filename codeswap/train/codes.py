@@ -17,14 +17,13 @@ def fill_vqgan(vqgan: VQGAN, start: StoredModel) -> None:
 
     Raises StoredModelError when its networks or codes are others; how codes are mixed and learn may differ.
     """
-    found, codes = start.group("vqgan", VQGANConfig), start.group("quantizer", QuantizerConfig)
-    asked = vqgan.codebook.config
-    kind = ("n_codes", "normalised", "update")
-    wrong = [f"vqgan.{k}: {v!r}, asked {getattr(vqgan.config, k)!r}" for k, v in found if v != getattr(vqgan.config, k)]
-    wrong += [
-        f"quantizer.{k}: {getattr(codes, k)!r}, asked {getattr(asked, k)!r}"
-        for k in kind
-        if getattr(codes, k) != getattr(asked, k)
+    networks, codes = start.group("vqgan", VQGANConfig), start.group("quantizer", QuantizerConfig)
+    must_fit = [("vqgan", name, networks, vqgan.config) for name in VQGANConfig.model_fields]
+    must_fit += [("quantizer", name, codes, vqgan.codebook.config) for name in ("n_codes", "normalised", "update")]
+    wrong = [
+        f"{group}.{name}: {getattr(found, name)!r}, asked {getattr(asked, name)!r}"
+        for group, name, found, asked in must_fit
+        if getattr(found, name) != getattr(asked, name)
     ]
     if wrong:
         raise StoredModelError(

@@ -1,6 +1,5 @@
 """Stage 3: the mask generator (METHOD §D), first to the parsed face (Eq. 15), then by the losses of Stage 2."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from codeswap.models.fusion import Fusion
 from codeswap.models.mask import MaskConfig, MaskGenerator, blend
 from codeswap.models.vqgan import VQGAN
 from codeswap.train.alarms import mask_alarms
-from codeswap.train.averaging import average_, check_averages
+from codeswap.train.averaging import average_, check_averages, given_out
 from codeswap.train.cost import flops_of, mask_step
 from codeswap.train.engine import Engine
 from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
@@ -43,7 +42,6 @@ class MaskTraining(TrainingConfig):
     order: OrderConfig = OrderConfig()
     pairs: PairConfig = PairConfig()
     weights: SwapWeights = SwapWeights(cycle=0.0)  # L_cyc does not depend on the mask
-    ema: float = Field(0.0, ge=0, lt=1)  # off-paper: decay of averaged weights; then these are the out
     soften: NonNegativeFloat = 0.0  # sigma in pixels of a Gaussian over M_GT
     unsupervised_lr: PositiveFloat | None = None  # lr of the second phase where it differs
     # off-paper safety of the second phase, and one off-paper help of the first
@@ -103,9 +101,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
 
         optimizer = engine.adam(generator, config.lr, config.betas, config.weight_decay)
         state = TrainState({"mask": generator}, {"mask": optimizer})
-        if config.ema:
-            state.modules["ema"] = copy.deepcopy(generator).requires_grad_(False)
-        kept = state.modules.get("ema", generator)
+        kept = given_out(state, generator, config.ema)
         run.count(flops_of(mask_step(generator, vqgan, fusion)))
         run.resume(state)
         trained, optimizer = engine.prepare(generator, optimizer, config.clip)

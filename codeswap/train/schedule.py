@@ -30,6 +30,7 @@ class TrainingConfig(Config):
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 0.0  # above 0 it is AdamW
     clip: PositiveFloat | None = None  # largest norm of the gradient
+    ema: float = Field(0.0, ge=0, lt=1)  # off-paper: decay of averaged weights; then these are the out
 
     def lr_at(self, position: int) -> float:
         """The learning rate of the step that begins at `position`: a function of the samples seen, so it resumes.

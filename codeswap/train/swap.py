@@ -1,6 +1,5 @@
 """Stage 2: the fusion module and the code selector (METHOD §B, §C). `train_swap` is the whole training."""
 
-import copy
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.store import CARD, read_model
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.alarms import discriminator_alarms, swap_alarms
-from codeswap.train.averaging import average_, check_averages
+from codeswap.train.averaging import average_, check_averages, given_out
 from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.diversity import glance
 from codeswap.train.engine import Engine, held
@@ -61,7 +60,6 @@ class SwapTraining(TrainingConfig):
     # off-paper
     start_from: Path | None = None  # a trained swap model (folder, relative to the project) to train on from
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
-    ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights; then these are the out
     later: LaterWeights | None = None
     identity_moves: NonNegativeInt = 0  # pixels: identity is judged mirrored and moved at random (train/diversity.py)
     cycle_share: float = Field(1.0, gt=0, le=1)  # of the batch that takes the second pass
@@ -167,9 +165,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         else:
             optimizer = engine.adam(fusion, config.lr, config.betas, config.weight_decay)
         state = TrainState({"fusion": fusion}, {"fusion": optimizer})
-        if config.ema:
-            state.modules["ema"] = copy.deepcopy(fusion).requires_grad_(False)
-        kept = state.modules.get("ema", fusion)
+        kept = given_out(state, fusion, config.ema)
         if discriminator is not None:
             engine.place(discriminator)
             opt_d = engine.adam(discriminator, config.discriminator_lr, (0.5, 0.9))
