@@ -23,6 +23,8 @@ def test_the_out_is_whole_and_the_run_keeps_no_more_than_it(trained):
     card = json.loads((out / "card.json").read_text())
     assert {"kind", "config", "fingerprint", "lineage", "licences", "git_commit", "weights_sha256"} <= card.keys()
     assert card["licences"] == {"tiny": "CC0"}
+    networks = json.loads((trained / "models" / "perception" / "card.json").read_text())["roles"]
+    assert card["lineage"] == {"perception": {role: entry["sha256"] for role, entry in networks.items()}}
     run = trained / "runs" / "codebook" / "-" / "print"
     assert {path.name for path in run.iterdir()} == {"finished", "curve.jsonl", "lock"}
     assert load_vqgan(out).codebook.weight.isfinite().all()

@@ -286,7 +286,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "run_id": run_id,
             "git_commit": git_commit(),
-            "lineage": {name: parent.get("weights_sha256") for name, parent in self.parents.items()},
+            "lineage": {name: _hashes(parent) for name, parent in self.parents.items()},
             "parent_runs": {name: parent.get("run_id") for name, parent in self.parents.items()},
             "selected": selected or {"position": self.training.samples},
             "alarms": alarms.read_text().splitlines() if alarms.exists() else [],
@@ -297,3 +297,11 @@ class Run:
         self._writer.remove()
         for folder in (self.pictures, self.folder / outs.BEST, self.folder / LATENTS):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hashes(card: Mapping[str, object]) -> object:
+    """The sha256 of a parent's weights; of face networks, that of each role's file."""
+    roles = card.get("roles")
+    if isinstance(roles, Mapping):
+        return {role: entry["sha256"] for role, entry in roles.items()}
+    return card["weights_sha256"]
