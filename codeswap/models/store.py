@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -29,7 +29,7 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: Mapping[str, obj
 
     `card` needs at least `kind` (codebook, swap or mask) and `config`: every Config group that rebuilds the module,
     dumped by `model_dump(mode="json")`. Its `lineage` should name each parent model by this sha256, e.g.
-    {"codebook": "..."}: `load_codeswap` compares. The sha256 is added to the card as `weights_sha256`.
+    {"codebook": "..."} (`hashes_of`): `load_codeswap` compares. The sha256 is added to the card as `weights_sha256`.
     """
     missing = {"kind", "config"} - set(card)
     if missing:
@@ -104,6 +104,11 @@ class StoredModel(NamedTuple):
                 f"{self.folder} was made from the {kind} model {str(named)[:12]}, but {parent.folder} holds "
                 f"{str(parent.card['weights_sha256'])[:12]}: give the folder it was made from, or run `dvc repro`"
             )
+
+
+def hashes_of(card: Mapping[str, Any]) -> str | dict[str, str]:
+    """What a child's lineage names of a card: the sha256 of its weights; of face networks, that of each role's file."""
+    return card.get("weights_sha256") or {role: entry["sha256"] for role, entry in card["roles"].items()}
 
 
 def read_model(folder: Path, kind: str) -> StoredModel:

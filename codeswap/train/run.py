@@ -21,7 +21,7 @@ from tqdm import tqdm
 from codeswap.data.loader import batches
 from codeswap.data.manifest import write_bytes
 from codeswap.data.pictures import save_png
-from codeswap.models.store import CARD
+from codeswap.models.store import CARD, hashes_of
 from codeswap.train import outs
 from codeswap.train.alarms import Alarm, speed_alarms
 from codeswap.train.checkpoints import CheckpointWriter
@@ -286,7 +286,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "run_id": run_id,
             "git_commit": git_commit(),
-            "lineage": {name: _hashes(parent) for name, parent in self.parents.items()},
+            "lineage": {name: hashes_of(parent) for name, parent in self.parents.items()},
             "parent_runs": {name: parent.get("run_id") for name, parent in self.parents.items()},
             "selected": selected or {"position": self.training.samples},
             "alarms": alarms.read_text().splitlines() if alarms.exists() else [],
@@ -297,11 +297,3 @@ class Run:
         self._writer.remove()
         for folder in (self.pictures, self.folder / outs.BEST, self.folder / LATENTS):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _hashes(card: Mapping[str, object]) -> object:
-    """The sha256 of a parent's weights; of face networks, that of each role's file."""
-    roles = card.get("roles")
-    if isinstance(roles, Mapping):
-        return {role: entry["sha256"] for role, entry in roles.items()}
-    return card["weights_sha256"]
