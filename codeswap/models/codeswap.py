@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from codeswap.models.fusion import Fusion, FusionConfig
 from codeswap.models.mask import MaskConfig, MaskGenerator, blend
 from codeswap.models.quantizer import QuantizerConfig
-from codeswap.models.store import StoredModelError, read_model
-from codeswap.models.vqgan import VQGAN, VQGANConfig, feature_map, tokens
+from codeswap.models.store import StoredModel, StoredModelError, read_model
+from codeswap.models.vqgan import VQGAN, Decoding, OwnDecoder, VQGANConfig, feature_map, tokens
 from codeswap.types import FeatureMap, Image, Latent, Mask, Swap
 
 
@@ -44,7 +44,7 @@ class CodeSwap(nn.Module):
 
     def paint(self, z_q: Latent, target: Image, target_features: list[Tensor]) -> tuple[Image, Image, Mask | None]:
         """Decode codes that lie at the target's places and blend them into it: (blended image, naive image, mask)."""
-        naive, decoded_features = self.vqgan.decode_features(feature_map(z_q))
+        naive, decoded_features = decoder_of(self.vqgan, self.fusion).decode_features(feature_map(z_q))
         if self.mask_generator is None:
             return naive, naive, None
         mask = self.mask_generator(target_features, decoded_features)
@@ -54,11 +54,22 @@ class CodeSwap(nn.Module):
         return self.swap(image_a, image_b)
 
 
-def new_fusion(config: FusionConfig, variant: str, vqgan: VQGAN) -> Fusion:
+def decoder_of(vqgan: VQGAN, fusion: Fusion) -> Decoding:
+    """What makes images of swapped codes: Stage 1, or the swap model's own decoder."""
+    return vqgan if fusion.decoder is None else fusion.decoder
+
+
+def new_fusion(config: FusionConfig, variant: str, vqgan: VQGAN, own_decoder: bool = False) -> Fusion:
     """A fusion module that fits `vqgan`, started from its codebook where the config says so."""
+    fusion = _fitting(config, variant, vqgan, own_decoder)
+    fusion.start_from_codebook_(vqgan.codebook.weight, vqgan.codebook.nearest_distance)
+    return fusion
+
+
+def _fitting(config: FusionConfig, variant: str, vqgan: VQGAN, own_decoder: bool) -> Fusion:
     n_codes, width = vqgan.codebook.weight.shape
     fusion = Fusion(config, variant, vqgan.config.grid**2, width, n_codes)
-    fusion.start_from_codebook_(vqgan.codebook.weight, vqgan.codebook.nearest_distance)
+    fusion.decoder = OwnDecoder(vqgan) if own_decoder else None
     return fusion
 
 
@@ -69,30 +80,38 @@ def load_vqgan(folder: Path) -> VQGAN:
     return stored.fill(vqgan).eval().requires_grad_(False)
 
 
-def fill_fusion(fusion: Fusion, folder: Path, codebook: Path) -> None:
-    """Gives `fusion` the weights of the swap model in `folder`, to train on from them.
+def fill_fusion(fusion: Fusion, folder: Path, codebook: Path, vqgan: VQGAN) -> None:
+    """Gives `fusion` the weights of the swap model in `folder`, to train on from them; it may have more layers.
 
     Raises StoredModelError when there is none, when it was made over other codes than `codebook` holds (another decoder
-    is fine: `codebook.decoder_only`), or when it is of another variant or other sizes.
+    is fine: `codebook.decoder_only`), or when it is of another variant, of other sizes, or has a decoder of its own
+    that `fusion` has not.
     """
     stored = read_model(folder, "swap")
     stored.check_parent("codebook", read_model(codebook, "codebook"), or_same_codes=True)
-    found = stored.group("fusion", FusionConfig), stored.text("variant")
-    if found != (fusion.config, fusion.variant):
+    start = _stored_fusion(stored, vqgan)
+    layers = min(start.config.layers, fusion.config.layers)
+    fits = start.config == fusion.config.model_copy(update={"layers": layers}) and start.variant == fusion.variant
+    if not fits:
         raise StoredModelError(
-            f"{folder} holds a swap model of variant {found[1]} with {found[0]!r}; the training asks for "
-            f"{fusion.variant} with {fusion.config!r}: give a model that fits, or no start_from"
+            f"{folder} holds a swap model of variant {start.variant} with {start.config!r}; the training asks for "
+            f"{fusion.variant} with {fusion.config!r}: give a model that fits (it may have fewer layers), or no "
+            "start_from"
         )
-    stored.fill(fusion)
+    if start.decoder is not None and fusion.decoder is None:
+        raise StoredModelError(f"{folder} holds a swap model with a decoder of its own: set swap.own_decoder: true")
+    fusion.grow_from_(start)
+
+
+def _stored_fusion(stored: StoredModel, vqgan: VQGAN) -> Fusion:
+    own_decoder = any(name.startswith("decoder.") for name in stored.weights)
+    config, variant = stored.group("fusion", FusionConfig), stored.text("variant")
+    return stored.fill(_fitting(config, variant, vqgan, own_decoder))
 
 
 def load_fusion(folder: Path, vqgan: VQGAN) -> Fusion:
     """Stage 2's model out, frozen and in eval mode."""
-    stored = read_model(folder, "swap")
-    n_codes, width = vqgan.codebook.weight.shape
-    config, variant = stored.group("fusion", FusionConfig), stored.text("variant")
-    fusion = Fusion(config, variant, vqgan.config.grid**2, width, n_codes)
-    return stored.fill(fusion).eval().requires_grad_(False)
+    return _stored_fusion(read_model(folder, "swap"), vqgan).eval().requires_grad_(False)
 
 
 def load_mask_generator(folder: Path, vqgan: VQGAN) -> MaskGenerator:
@@ -134,5 +153,5 @@ def swap_with_features(
         target = torch.cat([image_b, image_a])
         from_target = [torch.cat(pair) for pair in zip(features_b, features_a, strict=True)]
     both = codes.z_q_ab if codes.z_q_ba is None else torch.cat([codes.z_q_ab, codes.z_q_ba])
-    naive, from_swap = vqgan.decode_features(feature_map(both))
+    naive, from_swap = decoder_of(vqgan, fusion).decode_features(feature_map(both))
     return naive.float(), target, from_target, from_swap

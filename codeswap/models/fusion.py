@@ -19,6 +19,7 @@ from codeswap.models.selector import (
     hard_quantise,
     soft_quantise,
 )
+from codeswap.models.vqgan import OwnDecoder
 from codeswap.types import VARIANTS, Codebook, Config, Latent, SwappedCodes
 
 
@@ -64,7 +65,8 @@ class Fusion(nn.Module):
     """(Z^a, Z^b) -> (Z_q^ab, Z_q^ba) in one pass.
 
     Tokens keep their places: those at a's places become `ba` (everything of a, identity of b), those at b's `ab`.
-    `variant` is one of the ablations of Table 3; `no_symmetry` has b as target, a as source, and no `ba`.
+    `variant` is one of the ablations of Table 3; `no_symmetry` has b as target, a as source, and no `ba`. `decoder` is
+    what makes images of these codes where that is not Stage 1's.
     """
 
     def __init__(self, config: FusionConfig, variant: str, tokens: int, code_width: int, n_codes: int) -> None:
@@ -75,6 +77,7 @@ class Fusion(nn.Module):
             raise ValueError(f"{tokens} tokens are no square map")
         self.config, self.variant = config, variant
         self.one_sided = variant == "no_symmetry"
+        self.decoder: OwnDecoder | None = None
         width, std = config.width, config.update_std
         self.enter = nn.Identity() if width == code_width else nn.Linear(code_width, width)
         self.register_buffer("latent_scale", torch.ones(()))
@@ -125,6 +128,15 @@ class Fusion(nn.Module):
             self.selector.start_from_codebook_(codebook, self.config.selector_temperature * nearest_distance)
         else:
             self.selector.spread.copy_(codebook.std())
+
+    @torch.no_grad()
+    def grow_from_(self, start: "Fusion") -> None:
+        """Takes the weights of a model of as many layers or fewer; what it has more passes tokens on as they are."""
+        self.load_state_dict(start.state_dict(), strict=False)
+        for layer in self.layers[len(start.layers) :]:
+            for last in (layer.attention.project, layer.ffn[-1]):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def _positions(self) -> Float[Tensor, "s _n width"] | None:
         if self.segment is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from codeswap.losses.image import discriminator_loss, generator_loss
-from codeswap.models.codeswap import swap_with_features
+from codeswap.models.codeswap import decoder_of, swap_with_features
 from codeswap.models.discriminator import PatchGAN
 from codeswap.models.fusion import Fusion, second_pass
 from codeswap.models.mask import MaskGenerator
@@ -73,7 +73,7 @@ def swap_step(
             z_a, z_b = tokens(vqgan.encode(image)), tokens(vqgan.encode(image))
         first = fusion(z_a, z_b, vqgan.codebook.weight)
         both = [part for part in (first.z_q_ab, first.z_q_ba) if part is not None]
-        parts = [vqgan.decode(feature_map(part)) for part in both[:sides]]
+        parts = [decoder_of(vqgan, fusion).decode(feature_map(part)) for part in both[:sides]]
         if again:
             parts += [part for part in second_pass(fusion, first, z_b, vqgan.codebook.weight) if part is not None]
         torch.stack([part.sum() for part in parts]).sum().backward()

@@ -13,7 +13,7 @@ from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.pictures import grid
 from codeswap.losses.image import discriminator_loss, generator_loss
 from codeswap.losses.swap import cycle_loss
-from codeswap.models.codeswap import fill_fusion, load_vqgan, new_fusion
+from codeswap.models.codeswap import decoder_of, fill_fusion, load_vqgan, new_fusion
 from codeswap.models.discriminator import DiscriminatorConfig, new_discriminator
 from codeswap.models.fusion import FusionConfig, second_pass
 from codeswap.models.store import CARD, read_model
@@ -59,6 +59,7 @@ class SwapTraining(TrainingConfig):
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
     # off-paper
     start_from: Path | None = None  # a trained swap model (folder, relative to the project) to train on from
+    own_decoder: bool = False  # Stage 1's decoder is copied and learns with the fusion
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     later: LaterWeights | None = None
     identity_moves: NonNegativeInt = 0  # pixels: identity is judged mirrored and moved at random (train/diversity.py)
@@ -108,6 +109,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
     seed = params.seed + repetition
     engine = Engine(params.engine, seed, config.batch)
     check_averages(engine, "swap.ema", config.ema)
+    if config.own_decoder and engine.zero_stage == 3:
+        raise ValueError("swap.own_decoder needs whole weights, which ZeRO-3 has cut into pieces: use ZeRO-2 or DDP")
     source = open_training_faces(root, *ROLES)
     parents = {"codebook": codebook / "card.json", "perception": perception / "card.json"}
     if config.start_from is not None:
@@ -148,15 +151,16 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             engine, judges, config.weights, PairFeed(source, among, parsing=False)(np.arange(CALIBRATION_PAIRS))
         )
         with engine.initialising("stage 2"):
-            fusion = new_fusion(params.fusion, kind, vqgan)
+            fusion = new_fusion(params.fusion, kind, vqgan, config.own_decoder)
             if config.start_from is not None:
-                fill_fusion(fusion, root / config.start_from, codebook)
+                fill_fusion(fusion, root / config.start_from, codebook, vqgan)
             discriminator = None
             if config.adversarial:
                 discriminator, look = new_discriminator(
                     params.discriminator, judges.perceptual, vqgan.config.image_size
                 )
         engine.place(fusion)
+        decoder = decoder_of(vqgan, fusion)
         held_out = HeldOut(engine, root, source.faces, config.validation)
         critics = load_critics(engine, perception, **by_role(judges))
 
@@ -194,7 +198,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                         z_a, z_b = (tokens(vqgan.encode(to_float(image))) for image in (pairs.image_a, pairs.image_b))
                 first: SwappedCodes = trained(z_a, z_b, codes, noise)
                 both = Pictures(first.z_q_ab, first.z_q_ba)
-                swapped = Pictures(*both.pair(vqgan.decode(feature_map(both.stacked)).float()))
+                swapped = Pictures(*both.pair(decoder.decode(feature_map(both.stacked)).float()))
                 maps = judges.perceptual(swapped.stacked) if told_features or (playing and on_features) else None
 
                 # Eq. (9): L_recon + 1.5 L_id + 0.002 L_per + 0.5 L_exp + L_cyc
@@ -217,7 +221,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
                     with torch.no_grad():
                         z_s, z_t = (tokens(vqgan.encode(image)) for image in (third.source, third.target))
                     z_answer = trained(z_s, z_t, codes, noise).z_q_ab
-                    picture = vqgan.decode(feature_map(z_answer)).float()
+                    picture = decoder.decode(feature_map(z_answer)).float()
                     known = triplet_terms(config.triplets, third, picture, z_answer, z_b[:triplets], judges.identity)
                     terms |= known
                     loss = loss + triplet_loss(config.triplets, known)

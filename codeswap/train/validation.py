@@ -14,6 +14,7 @@ from codeswap.losses.detectors import exchange_ratio, is_copy, is_exchange
 from codeswap.losses.image import feature_norm
 from codeswap.losses.mask import mask_statistics
 from codeswap.losses.swap import cycle_loss
+from codeswap.models.codeswap import decoder_of
 from codeswap.models.fusion import Fusion, second_pass
 from codeswap.models.mask import blend
 from codeswap.models.quantizer import codes_used, perplexity
@@ -176,7 +177,7 @@ def validate_swap(
         first = fusion(z_a, z_b, codes)
         z_aba, z_bab = second_pass(fusion, first, z_b, codes, None)
         nearest = vqgan.codebook.lookup(vqgan.codebook.nearest(z_a))
-        swap = vqgan.decode(feature_map(first.z_q_ab)).float()
+        swap = decoder_of(vqgan, fusion).decode(feature_map(first.z_q_ab)).float()
         of_pair = torch.ones(len(a), device=a.device)
         sums.add(
             cycle=cycle_loss(z_bab.float(), z_b, z_aba, z_a) * of_pair,
