@@ -56,7 +56,7 @@ class Stub(Fusion):
 
     def __init__(self, exchange: bool) -> None:
         nn.Module.__init__(self)
-        self.exchange = exchange
+        self.exchange, self.decoder = exchange, None
 
     def forward(self, z_a, z_b, codebook, noise_seed=None) -> SwappedCodes:
         ba, ab = (z_b, z_a) if self.exchange else (z_a, z_b)

@@ -38,10 +38,14 @@ def test_flops_and_activations_of_a_layer_by_hand() -> None:
 def test_second_passes_and_triplets_cost_what_their_shares_say() -> None:
     config = VQGANConfig(image_size=32, ch=8, ch_mult=(1, 2), attn_res=(), z_ch=8, embed_dim=8)
     vqgan = VQGAN(config, QuantizerConfig(n_codes=16))
-    fusion = new_fusion(FusionConfig(layers=1, width=16, heads=2, ffn=16), "ours", vqgan)
+    sizes = FusionConfig(layers=1, width=16, heads=2, ffn=16)
+    fusion = new_fusion(sizes, "ours", vqgan)
 
     def flops(**training: object) -> float:
         return flops_of(swap_step(SwapTraining(**training), vqgan, fusion, None))
+
+    own = flops_of(swap_step(SwapTraining(), vqgan, new_fusion(sizes, "ours", vqgan, own_decoder=True), None))
+    assert own > flops()  # gradients of the decoder's weights
 
     none = {"weights": {"cycle": 0.0}}
     full, plain = flops(), flops(**none)

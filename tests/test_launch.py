@@ -179,6 +179,21 @@ def test_averaged_weights_under_zero_3_are_refused(untrained):
     assert not (root / "models/swap").exists()
 
 
+def test_an_own_decoder_learns_alike_on_one_process_and_two_and_is_refused_under_zero_3(untrained):
+    """Both processes' gradients reach a part that the wrapped module's forward pass does not run."""
+    changes = ("--changes", json.dumps({"swap": PLAIN["swap"] | {"own_decoder": True}}), "--stages", "swap")
+    refused = _launch("deepspeed_zero3", "--num_processes", "2", untrained("swap", "mask"), *changes)
+    assert refused.returncode != 0 and "swap.own_decoder needs whole weights" in refused.stderr
+    models = []
+    for launch in (_launch, _run):
+        root = untrained("swap", "mask")
+        done = launch("cpu2", root, *changes) if launch is _launch else launch(PROGRAM, root, *changes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        models.append(load_file(root / "models/swap/ours/model.safetensors"))
+    for name, weights in models[0].items():
+        torch.testing.assert_close(weights, models[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 @pytest.mark.parametrize(("config", "number"), [("cpu2", signal.SIGTERM), ("cpu1", signal.SIGUSR1)])
 def test_a_preempted_launcher_has_its_checkpoint_written_and_ends_with_75(untrained, config, number):
     root = untrained("mask")

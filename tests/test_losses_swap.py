@@ -7,6 +7,7 @@ from codeswap.losses.detectors import exchange_ratio, is_copy, is_exchange
 from codeswap.losses.swap import (
     LEAST_EYES,
     background_loss,
+    brightness_loss,
     chroma_loss,
     cycle_loss,
     embedding_loss,
@@ -120,6 +121,20 @@ def test_chroma_ignores_brightness_and_what_is_smaller_than_a_cell():
     assert loss.item() == pytest.approx((0.2 + 0.1 + 0.1) / 3, rel=1e-4)
     loss.backward()
     assert (red.grad[:, 0] > 0).all() and (red.grad[:, 1:] < 0).all()
+
+
+def test_brightness_ignores_chroma_and_what_is_smaller_than_a_cell():
+    b = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    stripes = torch.zeros(1, 3, 32, 32)
+    stripes[:, :, ::2], stripes[:, :, 1::2] = 0.4, -0.4
+    assert brightness_loss(b + stripes, b).item() < 1e-6
+    assert brightness_loss(b + torch.tensor([0.3, -0.2, -0.1]).view(1, 3, 1, 1), b).item() < 1e-6
+    dark = b.clone()
+    dark[..., :4, :8] -= 0.6  # two of 64 cells
+    loss = brightness_loss(dark.requires_grad_(), b)
+    assert loss.item() == pytest.approx(0.6 * 2 / 64, rel=1e-4)
+    loss.backward()
+    assert (dark.grad[..., :4, :8] < 0).all() and not dark.grad[..., 8:, 8:].any()
 
 
 def test_embedding_distance_sees_length():

@@ -106,6 +106,15 @@ def chroma_loss(image_ab: Image, image_b: Image, cells: int = 16) -> Scalar:
     return F.adaptive_avg_pool2d(chroma, cells).abs().mean()
 
 
+def brightness_loss(image_ab: Image, image_b: Image, cells: int = 8) -> Scalar:
+    """Off-paper: mean |difference| of brightness (mean of RGB) in `cells` x `cells` cells: the target's light.
+
+    What is smaller than a cell is free, so features may be the source's; its hair on the target's brow may not.
+    """
+    difference = (image_ab - image_b).mean(dim=1, keepdim=True)
+    return F.adaptive_avg_pool2d(difference, cells).abs().mean()
+
+
 def background_loss(image_ab: Image, image_b: Image, outside_b: Mask) -> Scalar:
     """Off-paper: mean |I_ab - I_b| outside the face; `outside_b` is 1 on what must not change."""
     return ((image_ab - image_b).abs() * outside_b).mean()
