@@ -7,7 +7,6 @@ from codeswap.losses.detectors import exchange_ratio, is_copy, is_exchange
 from codeswap.losses.swap import (
     LEAST_EYES,
     background_loss,
-    brightness_loss,
     chroma_loss,
     cycle_loss,
     embedding_loss,
@@ -16,6 +15,7 @@ from codeswap.losses.swap import (
     landmark_loss,
     perceptual_loss,
     reconstruction_loss,
+    tone_loss,
 )
 from codeswap.train.objective import SwapWeights
 
@@ -123,16 +123,15 @@ def test_chroma_ignores_brightness_and_what_is_smaller_than_a_cell():
     assert (red.grad[:, 0] > 0).all() and (red.grad[:, 1:] < 0).all()
 
 
-def test_brightness_ignores_chroma_and_what_is_smaller_than_a_cell():
+def test_tone_ignores_what_is_smaller_than_a_cell_and_punishes_what_is_far_off():
     b = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     stripes = torch.zeros(1, 3, 32, 32)
     stripes[:, :, ::2], stripes[:, :, 1::2] = 0.4, -0.4
-    assert brightness_loss(b + stripes, b).item() < 1e-6
-    assert brightness_loss(b + torch.tensor([0.3, -0.2, -0.1]).view(1, 3, 1, 1), b).item() < 1e-6
+    assert tone_loss(b + stripes, b).item() < 1e-6
     dark = b.clone()
     dark[..., :4, :8] -= 0.6  # two of 64 cells
-    loss = brightness_loss(dark.requires_grad_(), b)
-    assert loss.item() == pytest.approx(0.6 * 2 / 64, rel=1e-4)
+    loss = tone_loss(dark.requires_grad_(), b)
+    assert loss.item() == pytest.approx(0.36 * 2 / 64, rel=1e-4)
     loss.backward()
     assert (dark.grad[..., :4, :8] < 0).all() and not dark.grad[..., 8:, 8:].any()
 

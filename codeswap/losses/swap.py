@@ -106,13 +106,13 @@ def chroma_loss(image_ab: Image, image_b: Image, cells: int = 16) -> Scalar:
     return F.adaptive_avg_pool2d(chroma, cells).abs().mean()
 
 
-def brightness_loss(image_ab: Image, image_b: Image, cells: int = 8) -> Scalar:
-    """Off-paper: mean |difference| of brightness (mean of RGB) in `cells` x `cells` cells: the target's light.
+def tone_loss(image_ab: Image, image_b: Image, cells: int = 8) -> Scalar:
+    """Off-paper: mean squared difference of colour (RGB) in `cells` x `cells` cells: the target's light and tone.
 
-    What is smaller than a cell is free, so features may be the source's; its hair on the target's brow may not.
+    What is smaller than a cell is nearly free, so features may be the source's. What covers a cell and is far off, as
+    the source's hair on the target's brow, costs most.
     """
-    difference = (image_ab - image_b).mean(dim=1, keepdim=True)
-    return F.adaptive_avg_pool2d(difference, cells).abs().mean()
+    return F.adaptive_avg_pool2d(image_ab - image_b, cells).square().mean()
 
 
 def background_loss(image_ab: Image, image_b: Image, outside_b: Mask) -> Scalar:

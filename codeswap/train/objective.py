@@ -12,7 +12,6 @@ from codeswap.data.faces import to_float
 from codeswap.losses.image import feature_mse, feature_norm
 from codeswap.losses.swap import (
     background_loss,
-    brightness_loss,
     chroma_loss,
     embedding_loss,
     expression_loss,
@@ -20,6 +19,7 @@ from codeswap.losses.swap import (
     landmark_loss,
     perceptual_loss,
     reconstruction_loss,
+    tone_loss,
 )
 from codeswap.perception.landmark_parsing import LandmarkParsing
 from codeswap.perception.roles import load
@@ -42,7 +42,7 @@ class SwapWeights(Config):
     background: NonNegativeFloat = 0.0  # L1 outside the face
     landmarks: NonNegativeFloat = 0.0  # distance of 68 landmarks to the target's, in distances between its eyes
     colour: NonNegativeFloat = 0.0  # chroma in 16ths of the picture to the target's
-    brightness: NonNegativeFloat = 0.0  # in 8ths of the picture to the target's
+    tone: NonNegativeFloat = 0.0  # squared difference of colour in 8ths of the picture to the target's
     features: NonNegativeFloat = 0.0  # relative mean squared difference of perceptual features
     embedding: NonNegativeFloat = 0.0  # raw identity embeddings
     # what identity and embedding compare with: the picture, as Eq. 10, or the mean of its person's pictures
@@ -150,8 +150,8 @@ def picture_terms(
         terms["landmarks"] = landmark_loss(find(seen).float(), points)
     if weights.colour:
         terms["colour"] = chroma_loss(seen, wanted.stacked)
-    if weights.brightness:
-        terms["brightness"] = brightness_loss(seen, wanted.stacked)
+    if weights.tone:
+        terms["tone"] = tone_loss(seen, wanted.stacked)
     if weights.background:
         parsing = pairs.parsing_b if swapped.ba is None else torch.cat([pairs.parsing_b, pairs.parsing_a])
         terms["background"] = background_loss(seen, wanted.stacked, 1 - face_mask(parsing))
