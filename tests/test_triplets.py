@@ -134,6 +134,22 @@ def test_a_source_of_one_picture_takes_the_geometry_of_the_pairs_other_face(engi
     assert torch.equal(other[1:], look[1:])  # who has another picture keeps it
 
 
+def test_a_source_of_one_picture_may_have_another_faces_surroundings(engine):
+    pairs = _pairs(4)._replace(has_sibling_b=torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    black, white = torch.zeros_like(pairs.image_a), torch.full_like(pairs.image_b, 255)
+    pairs = pairs._replace(image_a=black, image_b=white, sibling_b=white)
+
+    def source(share: float) -> torch.Tensor:
+        config = TripletConfig(share=1, alone="another_look", surroundings=share)
+        return make_triplets(engine, config, pairs, torch.zeros(4, 3, SIZE, SIZE), step=3).source
+
+    own, pasted = source(0.0), source(1.0)
+    corner, centre = (..., slice(0, 8), slice(0, 8)), (..., slice(28, 36), slice(28, 36))
+    assert (pasted[:2][corner] == -1).all() and (own[:2][corner] > -0.5).all()
+    torch.testing.assert_close(pasted[:2][centre], own[:2][centre])  # the face is b's, in the same light
+    assert torch.equal(pasted[2:], own[2:])  # who has another picture keeps it
+
+
 def test_without_bend_only_the_tone_of_a_pseudo_target_is_spoilt(engine):
     face = _face(_labels(4)).expand(4, 3, SIZE, SIZE)
     pairs = _pairs(4)._replace(image_b=(face * 255).to(torch.uint8))

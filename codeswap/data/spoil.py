@@ -76,6 +76,12 @@ def another_look(image: Image, how: Spoiling) -> Image:
     return _warp(x, everywhere, still, LOOK_BEND * how.warp).clamp(0, 1) * 2 - 1
 
 
+def in_surroundings_of(image: Image, face: Mask, other: Image) -> Image:
+    """The face of `image` (where the 0/1 mask `face` says) pasted over `other`: its person with another's hair."""
+    soft = _blur(face, 1)
+    return other + soft * (image - other)
+
+
 def _blur(x: Tensor, reach: int) -> Tensor:
     """Box blur, `reach` in 64ths of the picture to each side."""
     reach *= max(1, round(x.shape[-1] / 64))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codeswap.data.faces import to_float
 from codeswap.data.geometry import with_geometry_of
-from codeswap.data.spoil import Spoiling, another_look, mean_colour, spoil
+from codeswap.data.spoil import Spoiling, another_look, in_surroundings_of, mean_colour, spoil
 from codeswap.losses.image import gradient_loss, l1_loss
 from codeswap.losses.swap import embedding_loss
 from codeswap.train.engine import Engine
@@ -30,6 +30,8 @@ class TripletConfig(Config):
     # what a person with one picture has for a sibling: their picture mirrored, bent and lit anew; or that, and
     # before it moved towards the pose and expression of the pair's other face (data/geometry.py)
     alone: Literal["skip", "another_look", "another_geometry"] = "skip"
+    # share of those sources that are given the hair and background of the pair's other face: the target's are wanted
+    surroundings: float = Field(0.0, ge=0, le=1)
     bend: float = Field(1.0, ge=0, le=1)  # of the pseudo-target's change of shape
     image: NonNegativeFloat = 4.0  # L1, weighted by region
     gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
@@ -71,9 +73,13 @@ def make_triplets(engine: Engine, config: TripletConfig, pairs: PairBatch, swaps
     if config.alone != "skip":
         how = Spoiling(*(engine.rows(drawn) for drawn in Spoiling.draw(whole, generator)))
         look = source
+        if config.surroundings:
+            elsewhere = engine.rows(torch.rand(whole, generator=generator) < config.surroundings)
+            pasted = in_surroundings_of(source, face_mask(parsing), to_float(pairs.image_a[:n]))
+            look = torch.where(elsewhere[:, None, None, None], pasted, source)
         if config.alone == "another_geometry":
             share = engine.rows(torch.rand(whole, generator=generator))
-            look = with_geometry_of(source, parsing, pairs.parsing_a[:n], share)
+            look = with_geometry_of(look, parsing, pairs.parsing_a[:n], share)
         source = torch.where(valid[:, None, None, None] > 0, source, another_look(look, how))
         valid = torch.ones_like(valid)
     return Triplets(source, target, answer, weights, valid, pairs.identity_b[:n])
