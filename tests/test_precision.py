@@ -13,7 +13,8 @@ from codeswap.models.vqgan import VQGAN, VQGANConfig
 from codeswap.use.int8 import Int8Conv, to_int8_
 
 
-def test_eight_bits_convert_all_but_first_and_last_convolutions_and_padding_stays_zero() -> None:
+@pytest.mark.parametrize("own_decoder", [False, True])
+def test_eight_bits_convert_all_but_first_and_last_convolutions_and_padding_stays_zero(own_decoder: bool) -> None:
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(16, 24, 3, padding=1)
     x = torch.rand(2, 16, 9, 9) * 3 - 1
@@ -24,14 +25,13 @@ def test_eight_bits_convert_all_but_first_and_last_convolutions_and_padding_stay
         torch.testing.assert_close(eight(10 * x), eight((10 * x).clamp(x.min(), x.max())))  # clamped, not wrapped
     config = VQGANConfig(image_size=32, ch=16, ch_mult=(1, 2), attn_res=(), z_ch=8, embed_dim=8, mid="residual")
     vqgan = VQGAN(config, QuantizerConfig(n_codes=16))
-    fusion = new_fusion(FusionConfig(layers=1, width=16, heads=2, ffn=16), "ours", vqgan)
+    fusion = new_fusion(FusionConfig(layers=1, width=16, heads=2, ffn=16), "ours", vqgan, own_decoder)
     model = CodeSwap(vqgan, fusion, None).eval().requires_grad_(False)
-    wanted = {id(layer) for layer in (vqgan.encoder.conv_in, vqgan.encoder.conv_out, vqgan.decoder.conv_in)}
+    decoder = fusion.decoder.decoder if own_decoder else vqgan.decoder
+    wanted = {id(layer) for layer in (vqgan.encoder.conv_in, vqgan.encoder.conv_out, decoder.conv_in)}
     to_int8_(model, torch.rand(2, 3, 32, 32) * 2 - 1)
-    left = [
-        layer for net in (vqgan.encoder, vqgan.decoder) for layer in net.modules() if type(layer) is torch.nn.Conv2d
-    ]
-    assert {id(layer) for layer in left} == wanted | {id(vqgan.decoder.conv_out)}
+    left = [layer for net in (vqgan.encoder, decoder) for layer in net.modules() if type(layer) is torch.nn.Conv2d]
+    assert {id(layer) for layer in left} == wanted | {id(decoder.conv_out)}
     assert sum(isinstance(layer, Int8Conv) for layer in model.modules()) > 10
 
 

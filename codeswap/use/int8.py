@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from codeswap.models.codeswap import CodeSwap
+from codeswap.models.codeswap import CodeSwap, decoder_of
 from codeswap.types import Image
 from codeswap.use.errors import MissingModelError
 
@@ -48,7 +48,8 @@ def to_int8_(model: CodeSwap, faces: Image) -> None:
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise") or not torch.backends.mkldnn.is_available():
         raise MissingModelError("this torch has no 8-bit convolutions: use --precision fp32 or bf16")
     warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor")
-    inside = [(part, name) for net in (model.vqgan.encoder, model.vqgan.decoder) for part, name in _convolutions(net)]
+    nets = (model.vqgan.encoder, decoder_of(model.vqgan, model.fusion).decoder)
+    inside = [(part, name) for net in nets for part, name in _convolutions(net)]
     ranges: dict[nn.Module, list[float]] = {}
 
     def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
