@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codeswap.models.codeswap import load_codeswap, load_fusion, load_vqgan
+from codeswap.models.codeswap import load_codeswap, load_fusion, load_vqgan, swap_with_features
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
 OWN = {"own_decoder": True, "start_from": "start"}
@@ -53,7 +53,9 @@ def test_the_decoder_learns_with_the_fusion_resumes_and_is_what_paints_swaps(tin
         model.fusion.decoder.decoder.conv_out.weight.zero_()
         model.fusion.decoder.decoder.conv_out.bias.fill_(0.25)
         grey, same = model.swap(images, images.flip(0)), model.vqgan(images).image
+        for_masks = swap_with_features(model.vqgan, model.fusion, images, images.flip(0))[0]
     assert (grey.naive_ab == 0.25).all() and not torch.equal(out.naive_ab, grey.naive_ab)
+    assert (for_masks == 0.25).all()  # what Stage 3 learns to blend
     assert torch.equal(reconstructed, same)  # Stage 1's pictures are still Stage 1's
 
 
