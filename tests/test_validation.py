@@ -57,7 +57,7 @@ class Answers(nn.Module):
 
     def __init__(self, of_source: float) -> None:
         super().__init__()
-        self.of_source = of_source
+        self.of_source, self.decoder = of_source, None
 
     def forward(self, z_a: Tensor, z_b: Tensor, codes: Tensor, noise: int | None = None) -> SwappedCodes:
         ab, ba = (self.of_source * x + (1 - self.of_source) * y for x, y in ((z_a, z_b), (z_b, z_a)))
