@@ -53,6 +53,19 @@ def test_second_passes_and_triplets_cost_what_their_shares_say() -> None:
     assert plain < flops(triplets={"share": 0.5}, **none) < plain + plain / 2  # one picture is decoded, not two
 
 
+def test_a_stage_that_trains_its_own_decoder_is_planned_with_it() -> None:
+    kinds = Trainings.__annotations__.values()
+    own = Trainings(*(load_params(PROFILES / "release_finish.yaml", kind) for kind in kinds))
+    lent = own._replace(
+        swap=own.swap.model_copy(update={"swap": own.swap.swap.model_copy(update={"own_decoder": False})})
+    )
+    with_it, without = (
+        next(cost(name, *rest) for name, *rest in stage_steps(params, "ours", "meta") if name == "swap")
+        for params in (own, lent)
+    )
+    assert with_it.trained > without.trained and with_it.flops > without.flops
+
+
 def test_the_papers_stages_cost_teraflops() -> None:
     """METHOD counts 1.37 TFLOP for one swap of a pair at 512 px; Stage 3 runs just that and a small mask network, and
     without gradients up-sampling takes 4/9 of its share (layers.ConvUp)."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,9 +186,9 @@ def test_an_own_decoder_learns_alike_on_one_process_and_two_and_is_refused_under
     refused = _launch("deepspeed_zero3", "--num_processes", "2", untrained("swap", "mask"), *changes)
     assert refused.returncode != 0 and "swap.own_decoder needs whole weights" in refused.stderr
     models = []
-    for launch in (_launch, _run):
+    for launch in (partial(_launch, "cpu2"), partial(_run, PROGRAM)):
         root = untrained("swap", "mask")
-        done = launch("cpu2", root, *changes) if launch is _launch else launch(PROGRAM, root, *changes)
+        done = launch(root, *changes)
         assert done.returncode == 0, done.stderr[-2000:]
         models.append(load_file(root / "models/swap/ours/model.safetensors"))
     begun = load_file(root / "models/codebook/model.safetensors")

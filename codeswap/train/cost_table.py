@@ -33,7 +33,7 @@ def stage_steps(params: Trainings, variant: str, device: str) -> Iterator[tuple[
     first, second, third = params
     with torch.device(device):
         vqgan = VQGAN(first.vqgan, first.quantizer)
-        fusion = new_fusion(second.fusion, variant, vqgan)
+        fusion = new_fusion(second.fusion, variant, vqgan, second.swap.own_decoder)
         judge = PatchGAN(first.discriminator)
         adversary = judge if second.swap.adversarial else None
         yield "codebook", first.codebook, codebook_step(first.codebook, vqgan, judge, device)
