@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codeswap.data.annotations import Annotations, Vectors
 from codeswap.data.faces import Faces, training_folders
-from codeswap.data.labels import among
+from codeswap.data.labels import among, without_forehead
 from codeswap.data.order import Ordering, key_of, uniform
 from codeswap.data.pairs import Pairing
 from codeswap.data.scenes import scenes, true_swap
@@ -20,6 +20,7 @@ from codeswap.types import FACE_CLASSES, FEATURE_CLASSES, Mask
 T_co = TypeVar("T_co", covariant=True)
 Side = tuple[np.ndarray, np.ndarray]  # faces by number, and which of them are mirrored
 SKIN = 1
+Forehead = Literal["source", "target"]  # whose a swap shows
 
 
 class Feed(Protocol[T_co]):
@@ -141,7 +142,8 @@ class PairFeed:
     `person`: the identity wanted of a swap is the mean embedding of all pictures of its person instead of the one
     picture's. One picture's embedding also says something of its pose and light; their mean does not.
     `latents` gives Stage 1's latents of faces and views, where they are kept. `truth`: pairs of rendered faces come
-    with their true swaps; raises ValueError when the faces are photographs.
+    with their true swaps; raises ValueError when the faces are photographs. `forehead` "target": in the pairs' label
+    maps the skin above the brows is no part of the face (data/labels.py), so that it stays as it is.
     """
 
     def __init__(
@@ -153,11 +155,15 @@ class PairFeed:
         person: bool = False,
         latents: Callable[[np.ndarray, np.ndarray], Tensor] | None = None,
         truth: bool = False,
+        forehead: Forehead = "source",
     ) -> None:
         self._source, self._pairing, self._parsing, self._siblings = source, pairing, parsing, siblings
-        self._latents, self._truth = latents, truth
+        self._latents, self._truth, self._forehead = latents, truth, forehead
         if truth and scenes([source.faces.facts(0), source.faces.facts(len(source.faces) - 1)]) is None:
-            raise ValueError("swap.truth: photographs have no true swap: set it to null, or train on rendered faces")
+            raise ValueError(
+                "swap.truth: photographs have no true swap: set it to null, its `of` to dressed, or train on rendered "
+                "faces"
+            )
         self._persons = person_means(source.annotations.identity, source.faces.identity) if person else None
 
     def __call__(self, positions: np.ndarray) -> PairBatch:
@@ -168,7 +174,7 @@ class PairFeed:
         n = self._siblings
         return PairBatch(
             *(faces.images(index, flip) for index, flip in sides),
-            *(annotations.parsing(index, flip) if self._parsing else None for index, flip in sides),
+            *(self._labels(index, flip) if self._parsing else None for index, flip in sides),
             *(annotations.identity[view] for view in views),
             *(self._wanted(*view) for view in views),
             *(annotations.expression[view] for view in views),
@@ -189,6 +195,10 @@ class PairFeed:
         )  # fmt: skip
         names = ("position", "a", "b", "a_mirrored", "b_mirrored")
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _labels(self, index: np.ndarray, flip: np.ndarray) -> Tensor:
+        labels = self._source.annotations.parsing(index, flip)
+        return without_forehead(labels) if self._forehead == "target" else labels
 
     def _true_swaps(self, side_a: Side, side_b: Side) -> Iterator[Tensor]:
         """Pictures ab and ba, then their label maps."""

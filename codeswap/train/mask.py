@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
 from PIL.Image import Image as Picture
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -21,7 +22,7 @@ from codeswap.train.alarms import mask_alarms
 from codeswap.train.averaging import average_, check_averages, given_out
 from codeswap.train.cost import flops_of, mask_step
 from codeswap.train.engine import Engine
-from codeswap.train.feeds import PairFeed, face_mask, open_training_faces
+from codeswap.train.feeds import Forehead, PairFeed, face_mask, open_training_faces
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, by_role, load_judges, picture_terms
 from codeswap.train.run import Run
@@ -44,6 +45,7 @@ class MaskTraining(TrainingConfig):
     weights: SwapWeights = SwapWeights(cycle=0.0)  # L_cyc does not depend on the mask
     soften: NonNegativeFloat = 0.0  # sigma in pixels of a Gaussian over M_GT
     unsupervised_lr: PositiveFloat | None = None  # lr of the second phase where it differs
+    forehead: Forehead = "source"  # off-paper: with the target's, M_GT ends at the brows
     # off-paper safety of the second phase, and one off-paper help of the first
     anchor: NonNegativeFloat = 0.1
     coverage: NonNegativeFloat = 1.0
@@ -89,7 +91,8 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
             return
         order = order_faces(source.faces.shards, config.order, seed)
         pairing = Pairing(order, source.faces.identity, config.pairs, seed)
-        feed = PairFeed(source, pairing, parsing=True, person=config.weights.identity_of == "person")
+        person = config.weights.identity_of == "person"
+        feed = PairFeed(source, pairing, parsing=True, person=person, forehead=config.forehead)
 
         vqgan = engine.frozen(load_vqgan(codebook))
         fusion = engine.frozen(load_fusion(swap, vqgan))
@@ -184,11 +187,7 @@ def soften(mask: Mask, sigma: float) -> Mask:
     if sigma == 0:
         return mask
     reach = int(3 * sigma + 0.5)
-    offset = torch.arange(-reach, reach + 1, device=mask.device, dtype=mask.dtype)
-    kernel = (-0.5 * (offset / sigma).square()).exp()
-    kernel = kernel / kernel.sum()
-    padded = F.pad(mask, (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None])
+    return gaussian_blur2d(mask, (2 * reach + 1, 2 * reach + 1), (sigma, sigma), "replicate")
 
 
 @torch.no_grad()

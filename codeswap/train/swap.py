@@ -23,7 +23,7 @@ from codeswap.train.averaging import average_, check_averages, given_out
 from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.diversity import glance
 from codeswap.train.engine import Engine, held
-from codeswap.train.feeds import PairFeed, open_training_faces
+from codeswap.train.feeds import Forehead, PairFeed, open_training_faces
 from codeswap.train.latents import LATENTS, Latents
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, by_role, calibrate, load_judges, picture_terms
@@ -31,7 +31,7 @@ from codeswap.train.run import Run
 from codeswap.train.schedule import TrainingConfig, set_lr
 from codeswap.train.state import TrainState
 from codeswap.train.triplets import TripletConfig, make_triplets, triplet_loss, triplet_terms
-from codeswap.train.truth import TruthConfig, truth_terms
+from codeswap.train.truth import TruthConfig, dress, truth_terms
 from codeswap.train.validation import HeldOut, load_critics, validate_swap
 from codeswap.types import Config, SwappedCodes, variant_of
 
@@ -55,10 +55,11 @@ class SwapTraining(TrainingConfig):
     pairs: PairConfig = PairConfig()
     weights: SwapWeights = SwapWeights()
     triplets: TripletConfig = TripletConfig()
-    truth: TruthConfig | None = None  # rendered faces only
+    truth: TruthConfig | None = None
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
     # off-paper
     start_from: Path | None = None  # a trained swap model (folder, relative to the project) to train on from
+    forehead: Forehead = "source"  # the target's: what lies above the brows counts as background
     own_decoder: bool = False  # Stage 1's decoder is copied and learns with the fusion
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     later: LaterWeights | None = None
@@ -135,13 +136,15 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         vqgan = engine.frozen(load_vqgan(codebook))
         vqgan.recompute_from_(config.recompute_from)
         codes = vqgan.codebook.weight
+        dressing = config.truth is not None and config.truth.of == "dressed"
         feed = PairFeed(
             source,
             pairing,
-            parsing=triplets > 0 or config.ever.background > 0,
+            parsing=triplets > 0 or config.ever.background > 0 or dressing,
             siblings=triplets,
             person=config.weights.identity_of == "person",
-            truth=config.truth is not None,
+            truth=config.truth is not None and not dressing,
+            forehead=config.forehead,
             latents=Latents(engine, vqgan, source.faces, run.folder / LATENTS) if config.cache_latents else None,
         )
         on_features = config.adversarial > 0 and params.discriminator.frozen_features
@@ -186,6 +189,8 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
             state.position, pairs = run.next(stream)
             if fusion.one_sided and config.both_directions:
                 pairs = pairs.in_both_directions()
+            if dressing:
+                pairs = dress(pairs)
             set_lr(optimizer, config.lr_at(begin))
             noise = engine.seed_for(state.step, "gumbel", apart=True) if kind == "gumbel" else None
             playing = discriminator is not None and begin >= config.adversarial_from

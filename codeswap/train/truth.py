@@ -1,14 +1,18 @@
 """Stage 2, off-paper: rendered faces have true swaps, so a swap can be told what it should have been.
 
-Photographs have none: there the triplets (train/triplets.py) make answers. What the true swap may say is a choice to
-be named beside every number: a recipe with it is told more than Eq. 9 tells.
+Photographs have none: there the triplets (train/triplets.py) make answers, and the source's face may be dressed as the
+target's (data/dressed.py). What the true swap may say is a choice to be named beside every number: a recipe with it is
+told more than Eq. 9 tells.
 """
+
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codeswap.data.dressed import dressed
 from codeswap.data.faces import to_float
 from codeswap.losses.image import gradient_loss, l1_loss, lpips_loss
 from codeswap.models.vqgan import VQGAN, tokens
@@ -20,6 +24,8 @@ from codeswap.types import Config
 class TruthConfig(Config):
     """What the distance to the true swap weighs in the loss; without this group it is not known at all."""
 
+    # what stands for the true swap: that of rendered faces, or the source's face carried into the target's picture
+    of: Literal["rendered", "dressed"] = "rendered"
     image: NonNegativeFloat = 4.0  # L1, weighted by region
     gradient: NonNegativeFloat = 0.5  # of `image`, on differences of neighbouring pixels
     latent: NonNegativeFloat = 1.0  # mean squared difference of codes and latent, in units of the latent's variance
@@ -31,6 +37,17 @@ class TruthConfig(Config):
         """The weighted sum of `truth_terms`."""
         total = self.image * terms["truth"] + self.latent * terms["truth_latent"]
         return total + self.perceptual * terms["truth_perceptual"] if self.perceptual else total
+
+
+@torch.no_grad()
+def dress(pairs: PairBatch) -> PairBatch:
+    """The pairs with dressed faces for true swaps, both ways; the parts of a face are where the target's are."""
+    (a, labels_a), (b, labels_b) = (pairs.image_a, pairs.parsing_a), (pairs.image_b, pairs.parsing_b)
+    sources, targets = to_float(torch.cat([a, b])), to_float(torch.cat([b, a]))
+    own, other = torch.cat([labels_a, labels_b]), torch.cat([labels_b, labels_a])
+    pictures = ((dressed(sources, own, targets, other) + 1) * 127.5).round().byte()
+    true_ab, true_ba = pictures.chunk(2)
+    return pairs._replace(true_ab=true_ab, true_ba=true_ba, true_parsing_ab=labels_b, true_parsing_ba=labels_a)
 
 
 def truth_terms(

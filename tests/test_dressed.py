@@ -1,0 +1,138 @@
+"""A source's face dressed as the target's, and the target's forehead: what is whose, and that trainings are told so."""
+
+import csv
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from codeswap.data.dressed import dressed
+from codeswap.data.faces import to_float
+from codeswap.data.labels import last_row, without_forehead
+from codeswap.data.order import OrderConfig, order_faces
+from codeswap.data.pairs import PairConfig, Pairing
+from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces
+from codeswap.train.truth import dress
+
+SIZE = 64
+ROLES = ("identity_train", "expression_train", "pose")
+
+
+def _labels(mouth_y: int = 46) -> torch.Tensor:
+    """A face in rows 14 to 54: brows at 20, eyes at 25, a nose down to 36, a mouth around `mouth_y`."""
+    labels = torch.zeros(1, SIZE, SIZE, dtype=torch.uint8)
+    labels[:, 14:54, 16:48] = 1
+    labels[:, 20:22, 20:28], labels[:, 20:22, 36:44] = 2, 3
+    labels[:, 25:28, 21:27], labels[:, 25:28, 37:43] = 4, 5
+    labels[:, 26:36, 30:34] = 10
+    labels[:, mouth_y - 2 : mouth_y + 2, 26:38] = 12
+    return labels
+
+
+def _face(labels: torch.Tensor, skin: tuple[float, float, float], behind: float, lips: float = 0.5) -> torch.Tensor:
+    """Skin of one colour in [0, 1], lips `lips` times as bright, the rest grey; as a picture in [-1, 1]."""
+    shape = labels[:, None].expand(-1, 3, -1, -1)
+    colour = torch.tensor(skin).view(1, 3, 1, 1)
+    picture = torch.where(shape > 0, colour, torch.tensor(behind))
+    return torch.where(shape == 12, colour * lips, picture) * 2 - 1
+
+
+def test_the_face_is_the_sources_in_the_targets_colours_and_the_rest_the_targets():
+    own, other = _labels(44), _labels(48)
+    source, target = _face(own, (0.8, 0.6, 0.5), 0.9), _face(other, (0.3, 0.2, 0.15), 0.1, lips=1.0)
+    picture = (dressed(source, own, target, other) + 1) / 2
+    torch.testing.assert_close(picture[..., :10, :], (target[..., :10, :] + 1) / 2)
+    torch.testing.assert_close(picture[..., :8], (target[..., :8] + 1) / 2)
+    cheek = picture[0, :, 30:36, 22:27].mean(dim=(1, 2))
+    torch.testing.assert_close(cheek, torch.tensor([0.3, 0.2, 0.15]), atol=0.02, rtol=0)
+    lips = picture[0].mean(dim=0)
+    assert lips[46:48, 30:34].max() < 0.75 * cheek.mean()  # the source's are darker than skin, the target's are not
+    dark = (lips[40:53, 28:36] < 0.85 * cheek.mean()).float().mean(dim=1)
+    row = 40 + (dark * torch.arange(13)).sum() / dark.sum()
+    assert 45.5 < row < 48.5  # from 44 most of the way to 48
+
+
+def test_a_beard_of_the_sources_stays_and_does_not_darken_its_skin():
+    labels = _labels()
+    bearded = _face(labels, (0.8, 0.6, 0.5), 0.9)
+    bearded[..., 38:54, 16:48] = -0.8
+    target = _face(labels, (0.5, 0.4, 0.3), 0.1)
+    picture = (dressed(bearded, labels, target, labels) + 1) / 2
+    cheek, chin = picture[0, :, 29:34, 22:27].mean(dim=(1, 2)), picture[0, :, 49:52, 28:36].mean()
+    torch.testing.assert_close(cheek, torch.tensor([0.5, 0.4, 0.3]), atol=0.05, rtol=0)
+    assert chin < 0.6 * cheek.mean()
+
+
+def test_the_targets_light_falls_on_the_sources_face():
+    labels = _labels()
+    source, target = _face(labels, (0.6, 0.5, 0.4), 0.2), _face(labels, (0.6, 0.5, 0.4), 0.2)
+    target[..., 32:] = (target[..., 32:] + 1) * 0.6 - 1  # lit from the left
+    picture = (dressed(source, labels, target, labels) + 1) / 2
+    assert picture[0, :, 30:40, 40:44].mean() < 0.85 * picture[0, :, 30:40, 20:24].mean()
+
+
+def test_a_face_without_known_parts_is_the_targets():
+    target = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    nothing = torch.zeros(2, SIZE, SIZE, dtype=torch.uint8)
+    torch.testing.assert_close(dressed(-target, nothing, target, nothing), target)
+
+
+def test_the_forehead_is_the_skin_above_the_brows():
+    labels = torch.cat([_labels(), _labels()])
+    labels[0, 10:14, 16:48] = 17  # hair
+    labels[1][(labels[1] == 2) | (labels[1] == 3)] = 1
+    found = without_forehead(labels)
+    assert (found[0, 14:20] == 0).all() and torch.equal(found[0, 20:], labels[0, 20:])
+    assert torch.equal(found[0, :14], labels[0, :14])  # hair stays hair
+    assert torch.equal(found[1], labels[1])  # no brow is seen
+    assert last_row(torch.stack([labels[0] == 10, labels[0] == 7])).tolist() == [35, -1]
+
+
+def _feed(root, **options) -> PairFeed:
+    source = open_training_faces(root, *ROLES)
+    order = order_faces(source.faces.shards, OrderConfig(), 0)
+    pairing = Pairing(order, source.faces.identity, PairConfig(same=0.0), 0)
+    return PairFeed(source, pairing, parsing=True, **options)
+
+
+def test_pairs_lose_the_forehead_of_both_faces(copy):
+    root = copy("swap", "mask")
+    whole, below = (_feed(root, forehead=whose)(np.arange(16)) for whose in ("source", "target"))
+    for ours, theirs in ((below.parsing_a, whole.parsing_a), (below.parsing_b, whole.parsing_b)):
+        assert torch.equal(ours, without_forehead(theirs))
+        assert face_mask(ours).sum() < face_mask(theirs).sum()
+
+
+def test_pairs_are_dressed_both_ways(copy):
+    pairs: PairBatch = _feed(copy("swap", "mask"))(np.arange(4))
+    told = dress(pairs)
+    for picture, source, own, target, other in (
+        (told.true_ab, pairs.image_a, pairs.parsing_a, pairs.image_b, pairs.parsing_b),
+        (told.true_ba, pairs.image_b, pairs.parsing_b, pairs.image_a, pairs.parsing_a),
+    ):
+        assert picture.dtype == torch.uint8
+        expected = dressed(to_float(source), own, to_float(target), other)
+        torch.testing.assert_close(to_float(picture), expected, atol=1 / 127, rtol=0)
+    assert torch.equal(told.true_parsing_ab, pairs.parsing_b) and torch.equal(told.true_parsing_ba, pairs.parsing_a)
+
+
+@pytest.mark.usefixtures("no_mlflow")
+@pytest.mark.parametrize("variant", ["ours", "no_symmetry"])
+def test_a_training_on_photographs_is_told_and_resumes(tiny, copy, variant):
+    root = copy("swap", "mask")
+    models = []
+    swap = {"truth": {"of": "dressed", "perceptual": 1.0}, "forehead": "target", "samples": 32}
+    for stops in ((), (f"swap-{variant}:16:{signal.SIGTERM}",)):
+        undo = tiny.stop_at(root, *stops)
+        try:
+            assert tiny.train(root, ["swap"], variant=variant, swap=swap) == len(stops)
+        finally:
+            undo()
+        models.append((root / "models/swap" / variant / "model.safetensors").read_bytes())
+        with (root / "models/swap" / variant / "curve.csv").open() as file:
+            told = [row for row in csv.DictReader(file) if row["truth"]]
+        assert told and all(float(row["truth"]) > 0 and float(row["truth_perceptual"]) > 0 for row in told)
+        (root / "models/swap" / variant).rename(root / f"before-{len(models)}")
+        (root / "runs/swap" / variant).rename(root / f"run-{len(models)}")
+    assert models[0] == models[1]
