@@ -90,7 +90,7 @@ def test_supervision_finds_the_face_of_the_target_with_or_without_its_forehead(t
         assert float(curve[160]["mask_iou"]) > 0.6
         covered[forehead] = float(curve[160]["mask_mean"])
         shutil.rmtree(root / "models/mask")
-    assert covered["target"] < 0.9 * covered["source"]
+    assert covered["target"] < 0.95 * covered["source"]
 
 
 def test_a_collapsed_mask_raises_an_alarm(tiny, copy, capsys):
