@@ -44,7 +44,8 @@ def built(profile: Path) -> CodeSwap:
     first, second, third = (load_params(profile, kind) for kind in (CodebookParams, SwapParams, MaskParams))
     torch.manual_seed(0)
     vqgan = VQGAN(first.vqgan, first.quantizer)
-    model = CodeSwap(vqgan, new_fusion(second.fusion, "ours", vqgan), MaskGenerator(third.mask_generator, first.vqgan))
+    fusion = new_fusion(second.fusion, "ours", vqgan, second.swap.own_decoder)
+    model = CodeSwap(vqgan, fusion, MaskGenerator(third.mask_generator, first.vqgan))
     return model.eval().requires_grad_(False)
 
 

@@ -32,7 +32,7 @@ from codeswap.evaluate.judges import Judges
 from codeswap.evaluate.metrics import masked_l1, retrieval_ranks
 from codeswap.evaluate.protocol import ProtocolConfig, pairs_of
 from codeswap.evaluate.stream import Pairs
-from codeswap.models.codeswap import load_vqgan, new_fusion
+from codeswap.models.codeswap import decoder_of, load_vqgan, new_fusion
 from codeswap.models.vqgan import feature_map, tokens
 from codeswap.train.swap import SwapParams
 
@@ -132,13 +132,16 @@ class Benchmark:
     def judge(self, place: Path, weights: dict[str, torch.Tensor]) -> tuple[float, float]:
         """ID retrieval, and L1 to the true swap inside the face as a share of a copy of the target's."""
         vqgan = load_vqgan(place / "models/codebook")
-        fusion = new_fusion(load_params(place / "params.yaml", SwapParams).fusion, "ours", vqgan).eval()
+        params = load_params(place / "params.yaml", SwapParams)
+        fusion = new_fusion(params.fusion, "ours", vqgan, params.swap.own_decoder).eval()
         fusion.load_state_dict(weights)
+        decoder = decoder_of(vqgan, fusion)
         seen, ours, copies = [], [], []
         with self._pairs.batches(0, len(self._pairs), 32) as stream:
             for batch in stream:
                 z_a, z_b = (tokens(vqgan.encode(image)) for image in (batch.source, batch.target))
-                swap = vqgan.decode(feature_map(fusion(z_a, z_b, vqgan.codebook.weight).z_q_ab)).clamp(-1, 1)
+                codes = fusion(z_a, z_b, vqgan.codebook.weight).z_q_ab
+                swap = decoder.decode(feature_map(codes)).clamp(-1, 1)
                 seen.append(self._judges.identity(swap))
                 region = batch.truth.region.float()
                 ours.append(masked_l1(swap, batch.truth.image, region))

@@ -33,7 +33,7 @@ from codeswap.losses.image import (
 )
 from codeswap.losses.swap import cycle_loss, expression_loss, identity_loss, reconstruction_loss
 from codeswap.models.attention import FusionAttention
-from codeswap.models.codeswap import new_fusion
+from codeswap.models.codeswap import decoder_of, new_fusion
 from codeswap.models.discriminator import PatchGAN
 from codeswap.models.fusion import second_pass
 from codeswap.models.quantizer import Codebook
@@ -80,7 +80,8 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
     first, second = load_params(params, CodebookParams), load_params(params, SwapParams)
     torch.manual_seed(0)
     vqgan = VQGAN(first.vqgan, first.quantizer).requires_grad_(False)
-    fusion = new_fusion(second.fusion, "ours", vqgan)
+    fusion = new_fusion(second.fusion, "ours", vqgan, second.swap.own_decoder)
+    decoder = decoder_of(vqgan, fusion)
     compiled = torch.compile(fusion)
     identity, expression = (judge(params, role) for role in ("identity_train", "expression_train"))
     optimizer = torch.optim.Adam(fusion.parameters(), 1e-4)
@@ -88,7 +89,7 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
     a, b = faces(batch, first.vqgan.image_size)
     same = torch.zeros(batch, dtype=torch.bool)
     channels_last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
-    fast = [module.to(memory_format=torch.channels_last) for module in (vqgan, identity, expression)]
+    fast = [module.to(memory_format=torch.channels_last) for module in (vqgan, decoder, identity, expression)]
     with torch.no_grad():
         known = [network(x) for network in (identity, expression) for x in (a, b)]
         latents = [tokens(vqgan.encode(x)) for x in (a, b)]  # swap.cache_latents
@@ -99,9 +100,9 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
         image_a, image_b = channels_last(a), channels_last(b)
         z_a, z_b = latents
         swapped = trained(z_a, z_b, codes)
-        pictures = fast[0].decode(feature_map(torch.cat([swapped.z_q_ab, swapped.z_q_ba]))).float()
+        pictures = decoder.decode(feature_map(torch.cat([swapped.z_q_ab, swapped.z_q_ba]))).float()
         ab, ba = pictures.chunk(2)
-        (e_ab, e_ba), (x_ab, x_ba) = (network(pictures).chunk(2) for network in fast[1:])
+        (e_ab, e_ba), (x_ab, x_ba) = (network(pictures).chunk(2) for network in fast[-2:])
         z_aba, z_bab = second_pass(trained, swapped, z_b, codes)
         terms = {
             "reconstruction": reconstruction_loss(ab, image_b, ba, image_a, same=same),
@@ -118,7 +119,7 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
     def literal() -> None:
         z_a, z_b = tokens(vqgan.encode(a)), tokens(vqgan.encode(b))
         swapped = fusion(z_a, z_b, codes)
-        ab, ba = vqgan.decode(feature_map(swapped.z_q_ab)), vqgan.decode(feature_map(swapped.z_q_ba))
+        ab, ba = decoder.decode(feature_map(swapped.z_q_ab)), decoder.decode(feature_map(swapped.z_q_ba))
         z_aba, z_bab = second_pass(fusion, swapped, z_b, codes)
         terms = [
             reconstruction_loss(ab, b, ba, a, same=same),
@@ -137,7 +138,7 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
         FusionAttention.forward = lambda self, x, position, source=None, explicit=False: forward(
             self, x, position, source, True
         )
-        modules = (vqgan, identity, expression)
+        modules = (vqgan, decoder, identity, expression)
         try:
             for module in modules:
                 module.to(memory_format=torch.contiguous_format)
