@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 
+from codeswap.data.spoil import soften
 from codeswap.models.codeswap import load_codeswap, swap_with_features
-from codeswap.train.mask import MaskParams, soften, train_mask
+from codeswap.train.mask import MaskParams, train_mask
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
 
@@ -118,7 +119,7 @@ def test_both_sides_see_their_own_target(trained):
 
 
 def test_soften_is_a_gaussian():
-    mask = (torch.rand(1, 1, 20, 20, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-    expected = gaussian_filter(mask[0, 0].double().numpy(), 1.5, mode="nearest", truncate=3.0)
-    torch.testing.assert_close(soften(mask, 1.5)[0, 0].double(), torch.from_numpy(expected), atol=2e-3, rtol=0)
+    mask = (torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    expected = gaussian_filter(mask.double().numpy(), 1.5, mode="nearest", truncate=3.0, axes=(2, 3))
+    torch.testing.assert_close(soften(mask, 1.5).double(), torch.from_numpy(expected), atol=2e-3, rtol=0)
     assert soften(mask, 0.0) is mask

@@ -34,7 +34,11 @@ TRAIN = {
     "mask": lambda params, root, name: train_mask(params, "ours", root, name),
 }
 KINDS = {"codebook": CodebookParams, "swap": SwapParams, "mask": MaskParams}
-EXTRA = {"codebook": {"warm_up": 0}, "swap": {}, "mask": {"supervised": 0}}
+EXTRA = {
+    "codebook": {"warm_up": 0},
+    "swap": {"truth": {"of": "dressed"}, "forehead": "target"},
+    "mask": {"supervised": 0, "forehead": "target"},
+}
 
 
 @pytest.mark.parametrize("stage", KINDS)

@@ -6,11 +6,11 @@ target's, comes near one where the two look the same way and have the same expre
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from codeswap.data.geometry import with_geometry_of
 from codeswap.data.labels import among, last_row
+from codeswap.data.spoil import soften
 from codeswap.types import FACE_CLASSES, Image, Mask
 
 SHARE = 0.8  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
@@ -43,10 +43,10 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     log = wanted_tone + contrast * (log - tone)
     light = (wanted - log).mean(dim=1, keepdim=True)
     sure = skin / (1 + (light / LIKE[1]).square())
-    log = log + _blur(sure * light, LIGHT * size) / (_blur(sure, LIGHT * size) + SURE)
+    log = log + soften(sure * light, LIGHT * size) / (soften(sure, LIGHT * size) + SURE)
 
     picture = log.exp().clamp(0, 1) * 2 - 1
-    edge = _blur(1 - F.max_pool2d(1 - face, 3, 1, 1), EDGE * size)
+    edge = soften(1 - F.max_pool2d(1 - face, 3, 1, 1), EDGE * size)
     return target + edge * (picture - target)
 
 
@@ -75,8 +75,3 @@ def _spread(log: Tensor, typical: Tensor, skin: Mask) -> Tensor:
     """Standard deviation (b, 1, 1, 1) of the log brightness of most of the skin."""
     difference = (log - typical).mean(dim=1, keepdim=True)
     return (_mean(difference.square(), _alike(log, typical, skin)) + 1e-4).sqrt()
-
-
-def _blur(x: Tensor, sigma: float) -> Tensor:
-    reach = int(3 * sigma + 0.5)
-    return gaussian_blur2d(x, (2 * reach + 1, 2 * reach + 1), (sigma, sigma), "replicate")

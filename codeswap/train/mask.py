@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import gaussian_blur2d
 from PIL.Image import Image as Picture
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -13,6 +12,7 @@ from codeswap.data.faces import to_float
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.pictures import grid
+from codeswap.data.spoil import soften
 from codeswap.losses.mask import binarisation_loss, coverage_loss, mask_loss, mask_statistics
 from codeswap.models.codeswap import load_fusion, load_vqgan, swap_with_features
 from codeswap.models.fusion import Fusion
@@ -180,14 +180,6 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                 "intended_use": "research on face swapping; blends a swapped face into its target",
             },
         )
-
-
-def soften(mask: Mask, sigma: float) -> Mask:
-    """Gaussian blur of a mask, edges repeated; nothing at 0."""
-    if sigma == 0:
-        return mask
-    reach = int(3 * sigma + 0.5)
-    return gaussian_blur2d(mask, (2 * reach + 1, 2 * reach + 1), (sigma, sigma), "replicate")
 
 
 @torch.no_grad()
