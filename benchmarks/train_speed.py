@@ -102,7 +102,7 @@ def stage_2(params: Path, batch: int) -> dict[str, Run]:
         swapped = trained(z_a, z_b, codes)
         pictures = decoder.decode(feature_map(torch.cat([swapped.z_q_ab, swapped.z_q_ba]))).float()
         ab, ba = pictures.chunk(2)
-        (e_ab, e_ba), (x_ab, x_ba) = (network(pictures).chunk(2) for network in fast[-2:])
+        (e_ab, e_ba), (x_ab, x_ba) = (network(pictures).chunk(2) for network in (identity, expression))
         z_aba, z_bab = second_pass(trained, swapped, z_b, codes)
         terms = {
             "reconstruction": reconstruction_loss(ab, image_b, ba, image_a, same=same),

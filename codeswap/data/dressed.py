@@ -11,10 +11,10 @@ from torch import Tensor
 from codeswap.data.geometry import with_geometry_of
 from codeswap.data.labels import among, last_row
 from codeswap.data.spoil import soften
-from codeswap.types import FACE_CLASSES, Image, Mask
+from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
 SHARE = 0.8  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
-SKIN, NOSE = (1, 10), (10,)
+SKIN = REGIONS["skin"] + REGIONS["nose"]
 DARKEST = 0.03  # below which a pixel's logarithm says nothing of light
 LIKE = 0.2, 0.3  # log brightness by which skin may differ before it counts less: all of it, and a place of it
 LIGHT = 5.0  # reach of the target's light and shade, in 64ths of the picture
@@ -30,12 +30,12 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     """
     size = target.shape[-1] / 64
     share = torch.full((len(source),), SHARE, device=source.device)
-    moved = with_geometry_of(source, own, other, share)
-    known = with_geometry_of(_where(own, FACE_CLASSES).expand(-1, 3, -1, -1), own, other, share)[:, :1]
+    carried = with_geometry_of(torch.cat([source, _where(own, FACE_CLASSES)], dim=1), own, other, share)
+    moved, known = carried[:, :3], carried[:, 3:]
     face = _where(other, FACE_CLASSES) * (known > 0.9)
     skin = _where(other, SKIN) * face
     rows = torch.arange(target.shape[-2], device=target.device)
-    upper = skin * (rows <= last_row(among(other, NOSE))[:, None])[:, None, :, None]
+    upper = skin * (rows <= last_row(among(other, REGIONS["nose"]))[:, None])[:, None, :, None]
 
     log, wanted = (((image + 1) / 2).clamp(min=DARKEST).log() for image in (moved, target))
     tone, wanted_tone = _typical(log, upper), _typical(wanted, upper)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from codeswap.data.labels import among
-from codeswap.types import FACE_CLASSES, Image
+from codeswap.types import FACE_CLASSES
 
 # Labels of types.PARSING_LABELS: each brow, each eye, nose, mouth, and the whole face.
 PARTS = ((2,), (3,), (4,), (5,), (10,), (11, 12, 13), FACE_CLASSES)
@@ -55,8 +56,10 @@ def anchors(labels: Tensor) -> Anchors:
     return Anchors(torch.stack(points, dim=1), torch.stack(there, dim=1))
 
 
-def with_geometry_of(image: Image, own: Tensor, other: Tensor, share: Tensor) -> Image:
-    """`image` (b, 3, h, w) with its parts moved from where `own` label maps have them towards where `other` has them.
+def with_geometry_of(
+    image: Float[Tensor, "b c h w"], own: Tensor, other: Tensor, share: Tensor
+) -> Float[Tensor, "b c h w"]:
+    """`image` with its parts moved from where `own` label maps have them towards where `other` has them.
 
     `share` (b,) in [0, 1] of the way, and of each part's change of size. Parts that one of the two lacks stay.
     """

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-SKIN, BROWS = (1,), (2, 3)
+from codeswap.types import REGIONS
 
 
 def among(labels: Tensor, classes: tuple[int, ...]) -> Bool[Tensor, "b h w"]:
@@ -23,7 +23,7 @@ def without_forehead(labels: Tensor) -> Tensor:
 
     Faces are aligned, so that a row is level with the brows.
     """
-    first = labels.shape[1] - 1 - last_row(among(labels, BROWS).flip(1))
+    first = labels.shape[1] - 1 - last_row(among(labels, REGIONS["brows"]).flip(1))
     rows = torch.arange(labels.shape[1], device=labels.device)
     above = (rows < first[:, None])[:, :, None] & (first < labels.shape[1])[:, None, None]
-    return labels.masked_fill(above & among(labels, SKIN), 0)
+    return labels.masked_fill(above & among(labels, REGIONS["skin"]), 0)

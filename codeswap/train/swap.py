@@ -187,10 +187,10 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         while state.position < config.samples:
             begin = state.position
             state.position, pairs = run.next(stream)
-            if fusion.one_sided and config.both_directions:
-                pairs = pairs.in_both_directions()
             if dressing:
                 pairs = dress(pairs)
+            if fusion.one_sided and config.both_directions:
+                pairs = pairs.in_both_directions()
             set_lr(optimizer, config.lr_at(begin))
             noise = engine.seed_for(state.step, "gumbel", apart=True) if kind == "gumbel" else None
             playing = discriminator is not None and begin >= config.adversarial_from
