@@ -53,11 +53,10 @@ def test_the_face_is_the_sources_in_the_targets_colours_and_the_rest_the_targets
     assert 45.5 < row < 48.5  # from 44 most of the way to 48
 
 
-def test_beard_and_hair_of_the_sources_stay_and_do_not_change_its_skin():
+def test_a_beard_of_the_sources_stays_and_does_not_change_its_skin():
     labels = _labels()
     bearded = _face(labels, (0.8, 0.6, 0.5), 0.9)
     bearded[..., 38:54, 16:48] = -0.8
-    bearded[..., 14:36, 38:48] = -0.9
     target = _face(labels, (0.5, 0.4, 0.3), 0.1)
     rough = torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.8  # skin is never even
     bearded, target = (rough * (picture + 1) - 1 for picture in (bearded, target))

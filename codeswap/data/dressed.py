@@ -15,18 +15,22 @@ from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
 SHARE = 0.8  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
 SKIN = REGIONS["skin"] + REGIONS["nose"]
+INNER_MOUTH = (11,)
 DARKEST = 0.03  # below which a pixel's logarithm says nothing of light
-LIKE = 0.2, 0.3  # log brightness by which skin may differ before it counts less: all of it, and a place of it
-LIGHT = 5.0  # reach of the target's light and shade, in 64ths of the picture
+SLOPE = 8.0  # reach of light that slopes over a face and goes on below the nose, in 64ths of the picture
+LIGHT = 5.0  # reach of smaller lights and shades, likewise
+LIKE = 0.3  # log brightness by which skin may differ before it counts less as light: a beard is none
 SURE = 0.15  # weight of "no difference of light" where no skin tells
 EDGE = 1.2  # softness of the face's edge, in 64ths of the picture
+OPEN = 0.1, 0.3  # difference of two mouths' open shares from which the mouth begins to be, and is, the target's
 
 
 def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     """`source` (b, 3, h, w) with label maps `own` put over `target`, whose label maps are `other`; in [-1, 1].
 
-    Beyond the target's face (types.FACE_CLASSES of `other`) the picture is the target's. Log brightness and each colour
-    are moved by what separates the skin above both mouths, beards and hair counting little, and by the target's shades.
+    Beyond the target's face (types.FACE_CLASSES of `other`) the picture is the target's, and so is the mouth where one
+    of the two is open and the other is not. The light on the source's skin above its mouth, which goes on below, gives
+    way to the target's, and the rest's contrast to its contrast; below, a beard is not taken for shade.
     """
     size = target.shape[-1] / 64
     share = torch.full((len(source),), SHARE, device=source.device)
@@ -38,15 +42,18 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     upper = skin * (rows <= last_row(among(other, REGIONS["nose"]))[:, None])[:, None, :, None]
 
     log, wanted = (((image + 1) / 2).clamp(min=DARKEST).log() for image in (moved, target))
-    tone, wanted_tone = _typical(log, upper), _typical(wanted, upper)
-    contrast = (_spread(wanted, wanted_tone, upper) / _spread(log, tone, upper)).clamp(max=1)
-    log = wanted_tone + contrast * (log - tone)
+    lit, wanted_lit = (_around(x, upper, SLOPE * size, 1e-4) for x in (log, wanted))
+    contrast = (_deviation(wanted - wanted_lit, upper) / _deviation(log - lit, upper)).clamp(max=1)
+    log = wanted_lit + contrast * (log - lit)
     light = (wanted - log).mean(dim=1, keepdim=True)
-    sure = skin / (1 + (light / LIKE[1]).square())
-    log = log + soften(sure * light, LIGHT * size) / (soften(sure, LIGHT * size) + SURE)
+    colour = wanted - log - light
+    log = log + _around(colour, skin, LIGHT * size, SURE)
+    log = log + _around(light, skin / (1 + (light / LIKE).square()), LIGHT * size, SURE)
 
     picture = log.exp().clamp(0, 1) * 2 - 1
     edge = soften(1 - F.max_pool2d(1 - face, 3, 1, 1), EDGE * size)
+    mouth = soften(F.max_pool2d(_where(other, REGIONS["mouth"]), 3, 1, 1), EDGE * size)
+    edge = edge * (1 - mouth * _differently_open(own, other))
     return target + edge * (picture - target)
 
 
@@ -54,24 +61,21 @@ def _where(labels: Tensor, classes: tuple[int, ...]) -> Mask:
     return among(labels, classes)[:, None].float()
 
 
-def _mean(x: Tensor, weights: Mask) -> Tensor:
-    return (x * weights).sum(dim=(2, 3), keepdim=True) / weights.sum(dim=(2, 3), keepdim=True).clamp(min=1e-3)
+def _differently_open(own: Tensor, other: Tensor) -> Tensor:
+    """How far (b, 1, 1, 1) two mouths differ in what lies between their lips: 0 to 1."""
+    shares = []
+    for labels in (own, other):
+        whole, inner = (_where(labels, part).sum(dim=(2, 3), keepdim=True) for part in (REGIONS["mouth"], INNER_MOUTH))
+        shares.append(inner / whole.clamp(min=1))
+    return (((shares[0] - shares[1]).abs() - OPEN[0]) / (OPEN[1] - OPEN[0])).clamp(0, 1)
 
 
-def _typical(log: Tensor, skin: Mask) -> Tensor:
-    """The colour (b, 3, 1, 1) of most of the skin: a mean in which what is far from it counts little."""
-    weights = skin
-    for _ in range(5):
-        typical = _mean(log, weights)
-        weights = _alike(log, typical, skin)
-    return typical
+def _around(x: Tensor, where: Mask, reach: float, nothing: float) -> Tensor:
+    """Mean of `x` around each pixel, `reach` pixels far, `where` telling what counts; `nothing`: the weight of 0."""
+    return soften(where * x, reach) / (soften(where, reach) + nothing)
 
 
-def _alike(log: Tensor, typical: Tensor, skin: Mask) -> Mask:
-    return skin / (1 + ((log - typical).mean(dim=1, keepdim=True) / LIKE[0]).square())
-
-
-def _spread(log: Tensor, typical: Tensor, skin: Mask) -> Tensor:
-    """Standard deviation (b, 1, 1, 1) of the log brightness of most of the skin."""
-    difference = (log - typical).mean(dim=1, keepdim=True)
-    return (_mean(difference.square(), _alike(log, typical, skin)) + 1e-4).sqrt()
+def _deviation(log: Tensor, skin: Mask) -> Tensor:
+    """Standard deviation (b, 1, 1, 1) of the brightness of `skin`, whose mean is 0."""
+    squares = (skin * log.mean(dim=1, keepdim=True).square()).sum(dim=(2, 3), keepdim=True)
+    return (squares / skin.sum(dim=(2, 3), keepdim=True).clamp(min=1e-3) + 1e-4).sqrt()
