@@ -38,6 +38,12 @@ def _face(labels: torch.Tensor, skin: tuple[float, float, float], behind: float,
     return torch.where(shape == 12, colour * lips, picture) * 2 - 1
 
 
+def _rough(picture: torch.Tensor) -> torch.Tensor:
+    """Skin is never even."""
+    grain = torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.8
+    return grain * (picture + 1) - 1
+
+
 def test_the_face_is_the_sources_in_the_targets_colours_and_the_rest_the_targets():
     own, other = _labels(44), _labels(48)
     source, target = _face(own, (0.8, 0.6, 0.5), 0.9), _face(other, (0.3, 0.2, 0.15), 0.1, lips=1.0)
@@ -58,8 +64,7 @@ def test_a_beard_of_the_sources_stays_and_does_not_change_its_skin():
     bearded = _face(labels, (0.8, 0.6, 0.5), 0.9)
     bearded[..., 38:54, 16:48] = -0.8
     target = _face(labels, (0.5, 0.4, 0.3), 0.1)
-    rough = torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.8  # skin is never even
-    bearded, target = (rough * (picture + 1) - 1 for picture in (bearded, target))
+    bearded, target = _rough(bearded), _rough(target)
     picture = (dressed(bearded, labels, target, labels) + 1) / 2
     cheek, chin = picture[0, :, 29:34, 22:27].mean(dim=(1, 2)), picture[0, :, 49:52, 28:36].mean()
     torch.testing.assert_close(cheek, torch.tensor([0.5, 0.4, 0.3]), atol=0.05, rtol=0)
@@ -72,6 +77,29 @@ def test_the_targets_light_falls_on_the_sources_face():
     target[..., 32:] = (target[..., 32:] + 1) * 0.6 - 1  # lit from the left
     picture = (dressed(source, labels, target, labels) + 1) / 2
     assert picture[0, :, 30:40, 40:44].mean() < 0.85 * picture[0, :, 30:40, 20:24].mean()
+
+
+def test_colours_that_lie_on_a_part_of_the_sources_skin_give_way_to_the_targets():
+    labels = _labels()
+    source, target = _face(labels, (0.6, 0.5, 0.4), 0.2), _face(labels, (0.6, 0.5, 0.4), 0.2)
+    source[:, 2, 36:46, 36:] = 0.4  # blue light on one cheek
+    picture = (dressed(_rough(source), labels, _rough(target), labels) + 1) / 2
+    torch.testing.assert_close(
+        picture[0, :, 34:40, 41:45].mean(dim=(1, 2)), torch.tensor([0.6, 0.5, 0.4]), atol=0.1, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("of_source", "of_target"), [(0, 2), (2, 0)])
+def test_the_mouth_is_the_targets_where_only_one_is_open(of_source, of_target):
+    own, other = _labels(), _labels()
+    own[:, 45 : 45 + of_source, 28:36] = other[:, 45 : 45 + of_target, 28:36] = 11
+    source, target = _face(own, (0.6, 0.5, 0.4), 0.2), _face(other, (0.6, 0.5, 0.4), 0.2, lips=0.9)
+    for labels, picture in ((own, source), (other, target)):
+        picture[(labels == 11)[:, None].expand(-1, 3, -1, -1)] = 0.9  # teeth
+    middle = (..., slice(45, 47), slice(29, 35))
+    torch.testing.assert_close(dressed(source, own, target, other)[middle], target[middle], atol=0.05, rtol=0)
+    alike = dressed(source, own, target, own)[middle]
+    assert (alike - source[middle]).abs().mean() < 0.5 * (target - source)[middle].abs().mean()
 
 
 def test_a_face_without_known_parts_is_the_targets():

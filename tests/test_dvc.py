@@ -70,3 +70,11 @@ def test_every_group_of_params_yaml_is_read_by_some_stage() -> None:
     templated = {"datasets", "trainsets", "testsets", "variants"}
     read = {field for stage in STAGES for field in importlib.import_module(module_of(stage)).PARAMS.model_fields}
     assert groups - templated == read - {"dataset", "landmarks"}
+
+
+@pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_profile_trains_on_from_folders_that_its_stages_depend_on(profile: Path) -> None:
+    params = yaml.safe_load(profile.read_text())
+    for stage in ("codebook", "swap"):
+        start = params[stage].get("start_from")
+        assert start is None or start in STAGES[stage]["deps"], f"{stage}.start_from: another model would train nothing"

@@ -112,6 +112,20 @@ def test_a_mask_is_compared_with_the_parsed_face(engine, held_out) -> None:
     assert metrics["val/mask_undecided"] == 0 and metrics["val/identity_to_source"] > metrics["val/identity_to_target"]
 
 
+def test_a_mask_that_ends_at_the_brows_is_compared_with_what_lies_below(engine, held_out) -> None:
+    labels = torch.zeros(8, 32, 32, dtype=torch.uint8)
+    labels[:, :24] = 1
+    labels[:, 8:10, 4:12] = 2  # a brow
+    critics = Critics(Coarse(), None, None, None, SimpleNamespace(label_map=lambda x: labels[: len(x)]))
+    naive, mask = held_out.image, torch.zeros(8, 1, 32, 32)
+    mask[:, :, 8:24] = 1.0
+    overlap = [
+        validate_mask(engine, critics, held_out, [(naive, mask)], whose)["val/mask_iou"]
+        for whose in ("source", "target")
+    ]
+    assert overlap == pytest.approx([2 / 3, 1.0])
+
+
 def test_alarms_of_log_lines() -> None:
     training = SwapTraining(samples=100)
 

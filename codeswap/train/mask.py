@@ -157,7 +157,8 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                 run.alarm(*mask_alarms(run.log(state)))
             if run.due(state, config.validate_every):
                 masked = [mask_swap(vqgan, fusion, kept, a, b) for a, b in held_out.parts()]
-                run.validated(state, validate_mask(engine, critics, held_out, masked), kept)
+                metrics = validate_mask(engine, critics, held_out, masked, config.forehead)
+                run.validated(state, metrics, kept)
                 if engine.main:
                     run.picture(state, "mask", show(held_out, masked, config.pictures))
             if run.due(state, config.checkpoint_every):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeswap.data.faces import Faces, held_out_folders, to_float
+from codeswap.data.labels import without_forehead
 from codeswap.losses.detectors import exchange_ratio, is_copy, is_exchange
 from codeswap.losses.image import feature_norm
 from codeswap.losses.mask import mask_statistics
@@ -21,7 +22,7 @@ from codeswap.models.quantizer import codes_used, perplexity
 from codeswap.models.vqgan import VQGAN, feature_map, tokens
 from codeswap.perception.roles import card, load
 from codeswap.train.engine import Engine
-from codeswap.train.feeds import face_mask
+from codeswap.train.feeds import Forehead, face_mask
 from codeswap.types import Embedding, Image, Mask
 
 AT_ONCE = 16  # images of a forward pass
@@ -206,16 +207,19 @@ def validate_mask(
     critics: Critics,
     held_out: HeldOut,
     masked: Sequence[tuple[Image, Mask]],
+    forehead: Forehead = "source",
 ) -> dict[str, float]:
     """Stage 3: mean, overlap with the parsed face and undecided share of the masks; the blended pictures as in Stage 2.
 
-    `masked` are naive swaps and their masks, in the parts of `held_out`.
+    `masked` are naive swaps and their masks, in the parts of `held_out`. `forehead` "target": the parsed face ends at
+    the brows, as what the mask was taught.
     """
     sums = Sums(engine)
     for (a, b), (naive, mask) in zip(held_out.parts(), masked, strict=True):
         of_pair = torch.ones(len(a), device=a.device)
         if critics.parsing is not None:
             labels = critics.parsing.label_map(b)
+            labels = without_forehead(labels) if forehead == "target" else labels
             statistics = mask_statistics(mask, face_mask(labels))
             sums.add(**{f"mask_{name}": value * of_pair for name, value in statistics._asdict().items()})
         sums.add(**_to(critics, blend(naive, b, mask), a, b))
