@@ -6,10 +6,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from codeswap.data.dressed import dressed
 from codeswap.data.faces import to_float
-from codeswap.data.labels import last_row, without_forehead
+from codeswap.data.labels import last_row, mouth_kept, without_forehead
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces
@@ -100,6 +101,18 @@ def test_the_mouth_is_the_targets_where_only_one_is_open(of_source, of_target):
     torch.testing.assert_close(dressed(source, own, target, other)[middle], target[middle], atol=0.05, rtol=0)
     alike = dressed(source, own, target, own)[middle]
     assert (alike - source[middle]).abs().mean() < 0.5 * (target - source)[middle].abs().mean()
+
+
+def test_how_much_of_the_targets_mouth_is_kept_goes_by_the_open_shares():
+    closed, half, wide = _labels(), _labels(), _labels()
+    half[:, 44, 26:38] = 11  # a quarter of the mouth
+    wide[:, 44:46, 26:38] = 11
+    targets = torch.cat([closed, half, wide, half])
+    kept = mouth_kept(torch.cat([closed, closed, closed, half]), targets)
+    expected = torch.tensor([0.0, (0.25 - 0.1) / (0.3 - 0.1), 1.0, 0.0])
+    torch.testing.assert_close(kept.amax(dim=(1, 2, 3)), expected)
+    around = F.max_pool2d(((targets == 11) | (targets == 12))[:, None].float(), 3, 1, 1)
+    torch.testing.assert_close(kept, expected[:, None, None, None] * around)
 
 
 def test_a_face_without_known_parts_is_the_targets():

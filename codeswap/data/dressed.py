@@ -9,20 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codeswap.data.geometry import with_geometry_of
-from codeswap.data.labels import among, last_row
+from codeswap.data.labels import among, last_row, mouth_kept
 from codeswap.data.spoil import soften
 from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
 SHARE = 0.8  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
 SKIN = REGIONS["skin"] + REGIONS["nose"]
-INNER_MOUTH = (11,)
 DARKEST = 0.03  # below which a pixel's logarithm says nothing of light
 SLOPE = 8.0  # reach of light that slopes over a face and goes on below the nose, in 64ths of the picture
 LIGHT = 5.0  # reach of smaller lights and shades, likewise
 LIKE = 0.3  # log brightness by which skin may differ before it counts less as light: a beard is none
 SURE = 0.15  # weight of "no difference of light" where no skin tells
 EDGE = 1.2  # softness of the face's edge, in 64ths of the picture
-OPEN = 0.1, 0.3  # difference of two mouths' open shares from which the mouth begins to be, and is, the target's
 
 
 def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
@@ -52,22 +50,12 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
 
     picture = log.exp().clamp(0, 1) * 2 - 1
     edge = soften(1 - F.max_pool2d(1 - face, 3, 1, 1), EDGE * size)
-    mouth = soften(F.max_pool2d(_where(other, REGIONS["mouth"]), 3, 1, 1), EDGE * size)
-    edge = edge * (1 - mouth * _differently_open(own, other))
+    edge = edge * (1 - soften(mouth_kept(own, other), EDGE * size))
     return target + edge * (picture - target)
 
 
 def _where(labels: Tensor, classes: tuple[int, ...]) -> Mask:
     return among(labels, classes)[:, None].float()
-
-
-def _differently_open(own: Tensor, other: Tensor) -> Tensor:
-    """How far (b, 1, 1, 1) two mouths differ in what lies between their lips: 0 to 1."""
-    shares = []
-    for labels in (own, other):
-        whole, inner = (_where(labels, part).sum(dim=(2, 3), keepdim=True) for part in (REGIONS["mouth"], INNER_MOUTH))
-        shares.append(inner / whole.clamp(min=1))
-    return (((shares[0] - shares[1]).abs() - OPEN[0]) / (OPEN[1] - OPEN[0])).clamp(0, 1)
 
 
 def _around(x: Tensor, where: Mask, reach: float, nothing: float) -> Tensor:

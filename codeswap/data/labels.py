@@ -1,10 +1,14 @@
 """Label maps of face parts (`types.PARSING_LABELS`)."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from codeswap.types import REGIONS
+from codeswap.types import REGIONS, Mask
+
+INNER_MOUTH = (11,)
+OPEN = 0.1, 0.3  # difference of two mouths' open shares from which a swap's begins to be, and is, the target's
 
 
 def among(labels: Tensor, classes: tuple[int, ...]) -> Bool[Tensor, "b h w"]:
@@ -27,3 +31,17 @@ def without_forehead(labels: Tensor) -> Tensor:
     rows = torch.arange(labels.shape[1], device=labels.device)
     above = (rows < first[:, None])[:, :, None] & (first < labels.shape[1])[:, None, None]
     return labels.masked_fill(above & among(labels, REGIONS["skin"]), 0)
+
+
+def mouth_kept(own: Tensor, other: Tensor) -> Mask:
+    """How far (b, 1, h, w), 0 to 1, a swap on faces `other` keeps their mouths because those of `own` are not as open.
+
+    Label maps (b, h, w) of sources and targets. How open: the share of a mouth that lies between its lips.
+    """
+    shares = []
+    for labels in (own, other):
+        mouth, inner = (among(labels, part).sum(dim=(1, 2)) for part in (REGIONS["mouth"], INNER_MOUTH))
+        shares.append(inner / mouth.clamp(min=1))
+    differently = (((shares[0] - shares[1]).abs() - OPEN[0]) / (OPEN[1] - OPEN[0])).clamp(0, 1)
+    mouth = among(other, REGIONS["mouth"])[:, None].float()
+    return F.max_pool2d(mouth, 3, 1, 1) * differently[:, None, None, None]

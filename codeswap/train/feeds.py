@@ -20,7 +20,7 @@ from codeswap.types import FACE_CLASSES, FEATURE_CLASSES, Mask
 T_co = TypeVar("T_co", covariant=True)
 Side = tuple[np.ndarray, np.ndarray]  # faces by number, and which of them are mirrored
 SKIN = 1
-Forehead = Literal["source", "target"]  # whose a swap shows
+Whose = Literal["source", "target"]  # whose a swap shows
 
 
 class Feed(Protocol[T_co]):
@@ -155,7 +155,7 @@ class PairFeed:
         person: bool = False,
         latents: Callable[[np.ndarray, np.ndarray], Tensor] | None = None,
         truth: bool = False,
-        forehead: Forehead = "source",
+        forehead: Whose = "source",
     ) -> None:
         self._source, self._pairing, self._parsing, self._siblings = source, pairing, parsing, siblings
         self._latents, self._truth, self._forehead = latents, truth, forehead

@@ -9,6 +9,7 @@ from PIL.Image import Image as Picture
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from codeswap.data.faces import to_float
+from codeswap.data.labels import mouth_kept
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.pictures import grid
@@ -22,7 +23,7 @@ from codeswap.train.alarms import mask_alarms
 from codeswap.train.averaging import average_, check_averages, given_out
 from codeswap.train.cost import flops_of, mask_step
 from codeswap.train.engine import Engine
-from codeswap.train.feeds import Forehead, PairFeed, face_mask, open_training_faces
+from codeswap.train.feeds import PairFeed, Whose, face_mask, open_training_faces
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, by_role, load_judges, picture_terms
 from codeswap.train.run import Run
@@ -45,7 +46,9 @@ class MaskTraining(TrainingConfig):
     weights: SwapWeights = SwapWeights(cycle=0.0)  # L_cyc does not depend on the mask
     soften: NonNegativeFloat = 0.0  # sigma in pixels of a Gaussian over M_GT
     unsupervised_lr: PositiveFloat | None = None  # lr of the second phase where it differs
-    forehead: Forehead = "source"  # off-paper: with the target's, M_GT ends at the brows
+    # off-paper: with the target's forehead, M_GT ends at the brows, with its mouth it has none where only one is open
+    forehead: Whose = "source"
+    mouth: Whose = "source"
     # off-paper safety of the second phase, and one off-paper help of the first
     anchor: NonNegativeFloat = 0.1
     coverage: NonNegativeFloat = 1.0
@@ -122,7 +125,11 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                     vqgan, fusion, to_float(pairs.image_a), to_float(pairs.image_b)
                 )
                 parsing = pairs.parsing_b if fusion.one_sided else torch.cat([pairs.parsing_b, pairs.parsing_a])
-                truth = soften(face_mask(parsing), config.soften)
+                truth = face_mask(parsing)
+                if config.mouth == "target":
+                    own = pairs.parsing_a if fusion.one_sided else torch.cat([pairs.parsing_a, pairs.parsing_b])
+                    truth = truth * (1 - mouth_kept(own, parsing))
+                truth = soften(truth, config.soften)
                 mask = trained(from_target, from_swap).float()
 
                 # Eq. (15), then Eq. (9) on the blended pictures of Eq. (14); an anchor and hinges against collapse

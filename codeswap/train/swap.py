@@ -23,7 +23,7 @@ from codeswap.train.averaging import average_, check_averages, given_out
 from codeswap.train.cost import flops_of, swap_step
 from codeswap.train.diversity import glance
 from codeswap.train.engine import Engine, held
-from codeswap.train.feeds import Forehead, PairFeed, open_training_faces
+from codeswap.train.feeds import PairFeed, Whose, open_training_faces
 from codeswap.train.latents import LATENTS, Latents
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, by_role, calibrate, load_judges, picture_terms
@@ -59,7 +59,7 @@ class SwapTraining(TrainingConfig):
     both_directions: bool = False  # no_symmetry: train on (a, b) and (b, a), as many swapped faces as the others
     # off-paper
     start_from: Path | None = None  # a trained swap model (folder, relative to the project) to train on from
-    forehead: Forehead = "source"  # the target's: what lies above the brows counts as background
+    forehead: Whose = "source"  # the target's: what lies above the brows counts as background
     own_decoder: bool = False  # Stage 1's decoder is copied and learns with the fusion
     optimizer: Literal["adam", "muon"] = "adam"  # muon: for the fusion layers' linear maps (train/muon.py)
     later: LaterWeights | None = None

@@ -22,7 +22,7 @@ from codeswap.models.quantizer import codes_used, perplexity
 from codeswap.models.vqgan import VQGAN, feature_map, tokens
 from codeswap.perception.roles import card, load
 from codeswap.train.engine import Engine
-from codeswap.train.feeds import Forehead, face_mask
+from codeswap.train.feeds import Whose, face_mask
 from codeswap.types import Embedding, Image, Mask
 
 AT_ONCE = 16  # images of a forward pass
@@ -207,7 +207,7 @@ def validate_mask(
     critics: Critics,
     held_out: HeldOut,
     masked: Sequence[tuple[Image, Mask]],
-    forehead: Forehead = "source",
+    forehead: Whose = "source",
 ) -> dict[str, float]:
     """Stage 3: mean, overlap with the parsed face and undecided share of the masks; the blended pictures as in Stage 2.
 
