@@ -40,7 +40,7 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     upper = skin * (rows <= last_row(among(other, REGIONS["nose"]))[:, None])[:, None, :, None]
 
     log, wanted = (((image + 1) / 2).clamp(min=DARKEST).log() for image in (moved, target))
-    lit, wanted_lit = (_around(x, upper, SLOPE * size, 1e-4) for x in (log, wanted))
+    lit, wanted_lit = _around(torch.cat([log, wanted], dim=1), upper, SLOPE * size, 1e-4).chunk(2, dim=1)
     contrast = (_deviation(wanted - wanted_lit, upper) / _deviation(log - lit, upper)).clamp(max=1)
     log = wanted_lit + contrast * (log - lit)
     light = (wanted - log).mean(dim=1, keepdim=True)
