@@ -13,11 +13,12 @@ from codeswap.data.labels import among, last_row, mouth_kept
 from codeswap.data.spoil import soften
 from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
-SHARE = 0.8  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
+SHARE = 0.6  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
 SKIN = REGIONS["skin"] + REGIONS["nose"]
 DARKEST = 0.03  # below which a pixel's logarithm says nothing of light
 SLOPE = 8.0  # reach of light that slopes over a face and goes on below the nose, in 64ths of the picture
 LIGHT = 5.0  # reach of smaller lights and shades, likewise
+HUE = 0.35  # log chroma by which a pixel may differ from its face's skin before it passes for hair or glass
 LIKE = 0.3  # log brightness by which skin may differ before it counts less as light: a beard is none
 SURE = 0.15  # weight of "no difference of light" where no skin tells
 EDGE = 1.2  # softness of the face's edge, in 64ths of the picture
@@ -40,16 +41,21 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     upper = skin * (rows <= last_row(among(other, REGIONS["nose"]))[:, None])[:, None, :, None]
 
     log, wanted = (((image + 1) / 2).clamp(min=DARKEST).log() for image in (moved, target))
-    lit, wanted_lit = _around(torch.cat([log, wanted], dim=1), upper, SLOPE * size, 1e-4).chunk(2, dim=1)
+    moved_log = log
+    mine, theirs = _skin_like(log, upper), _skin_like(wanted, upper)
+    lit, wanted_lit = _around(log, upper * mine, SLOPE * size, 1e-4), _around(wanted, upper * theirs, SLOPE * size, 1e-4)
     contrast = (_deviation(wanted - wanted_lit, upper) / _deviation(log - lit, upper)).clamp(max=1)
     log = wanted_lit + contrast * (log - lit)
+    skin = skin * torch.where(upper > 0, mine * theirs, 1)
     light = (wanted - log).mean(dim=1, keepdim=True)
     colour = wanted - log - light
     log = log + _around(colour, skin, LIGHT * size, SURE)
-    log = log + _around(light, skin / (1 + (light / LIKE).square()), LIGHT * size, SURE)
+    like = torch.where(upper > 0, 3 * LIKE, LIKE)
+    log = log + _around(light, skin / (1 + (light / like).square()), LIGHT * size, SURE)
 
     picture = log.exp().clamp(0, 1) * 2 - 1
     edge = soften(1 - F.max_pool2d(1 - face, 3, 1, 1), EDGE * size)
+    edge = edge * soften(torch.where(upper > 0, _skin_like(moved_log, upper, 2 * HUE), 1), EDGE * size)
     edge = edge * (1 - soften(mouth_kept(own, other), EDGE * size))
     return target + edge * (picture - target)
 
@@ -61,6 +67,13 @@ def _where(labels: Tensor, classes: tuple[int, ...]) -> Mask:
 def _around(x: Tensor, where: Mask, reach: float, nothing: float) -> Tensor:
     """Mean of `x` around each pixel, `reach` pixels far, `where` telling what counts; `nothing`: the weight of 0."""
     return soften(where * x, reach) / (soften(where, reach) + nothing)
+
+
+def _skin_like(log: Tensor, skin: Mask, hue: float = HUE) -> Tensor:
+    """How near (b, 1, h, w), from 0 to 1, each pixel's chroma comes to the median of `skin`."""
+    chroma = log - log.mean(dim=1, keepdim=True)
+    middle = torch.where(skin > 0, chroma, torch.nan).flatten(2).nanmedian(dim=2).values[:, :, None, None].nan_to_num()
+    return 1 / (1 + ((chroma - middle).norm(dim=1, keepdim=True) / hue) ** 4)
 
 
 def _deviation(log: Tensor, skin: Mask) -> Tensor:
