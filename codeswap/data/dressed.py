@@ -18,8 +18,10 @@ SKIN = REGIONS["skin"] + REGIONS["nose"]
 DARKEST = 0.03  # below which a pixel's logarithm says nothing of light
 SLOPE = 8.0  # reach of light that slopes over a face and goes on below the nose, in 64ths of the picture
 LIGHT = 5.0  # reach of smaller lights and shades, likewise
-HUE = 0.35  # log chroma by which a pixel may differ from its face's skin before it passes for hair or glass
-LIKE = 0.3  # log brightness by which skin may differ before it counts less as light: a beard is none
+HUE = 0.35  # log chroma by which a pixel may differ from its face's skin before it passes for hair, glass or make-up
+HIDDEN = 0.7  # and by which it counts as hiding the face
+LIKE = 0.3  # log brightness by which skin below the nose may differ before it counts less as light: a beard is none
+UPPER_LIKE = 0.9  # likewise above
 SURE = 0.15  # weight of "no difference of light" where no skin tells
 EDGE = 1.2  # softness of the face's edge, in 64ths of the picture
 
@@ -29,7 +31,8 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
 
     Beyond the target's face (types.FACE_CLASSES of `other`) the picture is the target's, and so is the mouth where one
     of the two is open and the other is not. The light on the source's skin above its mouth, which goes on below, gives
-    way to the target's, and the rest's contrast to its contrast; below, a beard is not taken for shade.
+    way to the target's, and the rest's contrast to its contrast; below, a beard is not taken for shade. Above, what is
+    of another hue than its face's skin (hair, tinted glasses) says nothing of light or tone, and is not carried over.
     """
     size = target.shape[-1] / 64
     share = torch.full((len(source),), SHARE, device=source.device)
@@ -41,21 +44,24 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     upper = skin * (rows <= last_row(among(other, REGIONS["nose"]))[:, None])[:, None, :, None]
 
     log, wanted = (((image + 1) / 2).clamp(min=DARKEST).log() for image in (moved, target))
-    moved_log = log
-    mine, theirs = _skin_like(log, upper), _skin_like(wanted, upper)
-    lit, wanted_lit = _around(log, upper * mine, SLOPE * size, 1e-4), _around(wanted, upper * theirs, SLOPE * size, 1e-4)
+    odd, odd_there = _oddness(log, upper), _oddness(wanted, upper)
+    mine, theirs = _likeness(odd, HUE), _likeness(odd_there, HUE)
+    lit, wanted_lit = (
+        _around(log, upper * mine, SLOPE * size, 1e-4),
+        _around(wanted, upper * theirs, SLOPE * size, 1e-4),
+    )
     contrast = (_deviation(wanted - wanted_lit, upper) / _deviation(log - lit, upper)).clamp(max=1)
     log = wanted_lit + contrast * (log - lit)
-    skin = skin * torch.where(upper > 0, mine * theirs, 1)
     light = (wanted - log).mean(dim=1, keepdim=True)
     colour = wanted - log - light
+    skin = skin * (mine * theirs)
+    like = torch.where(upper > 0, UPPER_LIKE, LIKE)
     log = log + _around(colour, skin, LIGHT * size, SURE)
-    like = torch.where(upper > 0, 3 * LIKE, LIKE)
     log = log + _around(light, skin / (1 + (light / like).square()), LIGHT * size, SURE)
 
     picture = log.exp().clamp(0, 1) * 2 - 1
     edge = soften(1 - F.max_pool2d(1 - face, 3, 1, 1), EDGE * size)
-    edge = edge * soften(torch.where(upper > 0, _skin_like(moved_log, upper, 2 * HUE), 1), EDGE * size)
+    edge = edge * soften(_likeness(odd, HIDDEN), EDGE * size)
     edge = edge * (1 - soften(mouth_kept(own, other), EDGE * size))
     return target + edge * (picture - target)
 
@@ -69,11 +75,15 @@ def _around(x: Tensor, where: Mask, reach: float, nothing: float) -> Tensor:
     return soften(where * x, reach) / (soften(where, reach) + nothing)
 
 
-def _skin_like(log: Tensor, skin: Mask, hue: float = HUE) -> Tensor:
-    """How near (b, 1, h, w), from 0 to 1, each pixel's chroma comes to the median of `skin`."""
+def _oddness(log: Tensor, skin: Mask) -> Tensor:
+    """How far (b, 1, h, w) the chroma of each pixel of `skin` is from their median; 0 elsewhere."""
     chroma = log - log.mean(dim=1, keepdim=True)
-    middle = torch.where(skin > 0, chroma, torch.nan).flatten(2).nanmedian(dim=2).values[:, :, None, None].nan_to_num()
-    return 1 / (1 + ((chroma - middle).norm(dim=1, keepdim=True) / hue) ** 4)
+    median = torch.where(skin > 0, chroma, torch.nan).flatten(2).nanmedian(dim=2).values[:, :, None, None]
+    return (skin * (chroma - median.nan_to_num())).norm(dim=1, keepdim=True)
+
+
+def _likeness(oddness: Tensor, enough: float) -> Tensor:
+    return 1 / (1 + (oddness / enough) ** 4)
 
 
 def _deviation(log: Tensor, skin: Mask) -> Tensor:
