@@ -126,6 +126,22 @@ def test_a_mask_that_ends_at_the_brows_is_compared_with_what_lies_below(engine, 
     assert overlap == pytest.approx([2 / 3, 1.0])
 
 
+def test_a_mask_that_leaves_open_mouths_to_the_target_is_compared_with_the_rest(engine, held_out) -> None:
+    closed = torch.ones(8, 32, 32, dtype=torch.uint8)
+    closed[:, 20:24, 8:24] = 12
+    laughs = closed.clone()
+    laughs[:, 21:23, 8:24] = 11
+    parsing = SimpleNamespace(label_map=lambda x: closed if torch.equal(x, held_out.image) else laughs)
+    critics = Critics(Coarse(), None, None, None, parsing)
+    mask = torch.ones(8, 1, 32, 32)
+    mask[:, :, 19:25, 7:25] = 0  # the laugh, and a pixel around it
+    overlap = [
+        validate_mask(engine, critics, held_out, [(held_out.image, mask)], mouth=whose)["val/mask_iou"]
+        for whose in ("source", "target")
+    ]
+    assert overlap == pytest.approx([1 - 6 * 18 / 32**2, 1.0])
+
+
 def test_alarms_of_log_lines() -> None:
     training = SwapTraining(samples=100)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codeswap.data.annotations import Annotations, Vectors
 from codeswap.data.faces import Faces, training_folders
-from codeswap.data.labels import among, without_forehead
+from codeswap.data.labels import among, mouth_kept, without_forehead
 from codeswap.data.order import Ordering, key_of, uniform
 from codeswap.data.pairs import Pairing
 from codeswap.data.scenes import scenes, true_swap
@@ -234,6 +234,14 @@ def person_means(embeddings: Vectors, person: np.ndarray) -> Tensor:
 def face_mask(parsing: Tensor) -> Mask:
     """Labels (b, h, w) -> M_GT: 1 on skin, brows, eyes, nose and mouth, else 0 (METHOD §D.5)."""
     return among(parsing, FACE_CLASSES)[:, None].float()
+
+
+def wanted_mask(own: Tensor, other: Tensor, mouth: Whose) -> Mask:
+    """M_GT of swaps of faces labelled `own` onto `other` (b, h, w): `face_mask` of `other`.
+
+    `mouth` "target": less the mouths that are the target's because only one of the two is open (data/labels.py).
+    """
+    return face_mask(other) * (1 - mouth_kept(own, other)) if mouth == "target" else face_mask(other)
 
 
 def part_masks(parsing: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from PIL.Image import Image as Picture
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from codeswap.data.faces import to_float
-from codeswap.data.labels import mouth_kept
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.data.pictures import grid
@@ -23,7 +22,7 @@ from codeswap.train.alarms import mask_alarms
 from codeswap.train.averaging import average_, check_averages, given_out
 from codeswap.train.cost import flops_of, mask_step
 from codeswap.train.engine import Engine
-from codeswap.train.feeds import PairFeed, Whose, face_mask, open_training_faces
+from codeswap.train.feeds import PairFeed, Whose, open_training_faces, wanted_mask
 from codeswap.train.machine import EngineConfig
 from codeswap.train.objective import Pictures, SwapWeights, by_role, load_judges, picture_terms
 from codeswap.train.run import Run
@@ -125,11 +124,8 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                     vqgan, fusion, to_float(pairs.image_a), to_float(pairs.image_b)
                 )
                 parsing = pairs.parsing_b if fusion.one_sided else torch.cat([pairs.parsing_b, pairs.parsing_a])
-                truth = face_mask(parsing)
-                if config.mouth == "target":
-                    own = pairs.parsing_a if fusion.one_sided else torch.cat([pairs.parsing_a, pairs.parsing_b])
-                    truth = truth * (1 - mouth_kept(own, parsing))
-                truth = soften(truth, config.soften)
+                own = pairs.parsing_a if fusion.one_sided else torch.cat([pairs.parsing_a, pairs.parsing_b])
+                truth = soften(wanted_mask(own, parsing, config.mouth), config.soften)
                 mask = trained(from_target, from_swap).float()
 
                 # Eq. (15), then Eq. (9) on the blended pictures of Eq. (14); an anchor and hinges against collapse
@@ -164,7 +160,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
                 run.alarm(*mask_alarms(run.log(state)))
             if run.due(state, config.validate_every):
                 masked = [mask_swap(vqgan, fusion, kept, a, b) for a, b in held_out.parts()]
-                metrics = validate_mask(engine, critics, held_out, masked, config.forehead)
+                metrics = validate_mask(engine, critics, held_out, masked, config.forehead, config.mouth)
                 run.validated(state, metrics, kept)
                 if engine.main:
                     run.picture(state, "mask", show(held_out, masked, config.pictures))

@@ -22,7 +22,7 @@ from codeswap.models.quantizer import codes_used, perplexity
 from codeswap.models.vqgan import VQGAN, feature_map, tokens
 from codeswap.perception.roles import card, load
 from codeswap.train.engine import Engine
-from codeswap.train.feeds import Whose, face_mask
+from codeswap.train.feeds import Whose, wanted_mask
 from codeswap.types import Embedding, Image, Mask
 
 AT_ONCE = 16  # images of a forward pass
@@ -208,19 +208,20 @@ def validate_mask(
     held_out: HeldOut,
     masked: Sequence[tuple[Image, Mask]],
     forehead: Whose = "source",
+    mouth: Whose = "source",
 ) -> dict[str, float]:
     """Stage 3: mean, overlap with the parsed face and undecided share of the masks; the blended pictures as in Stage 2.
 
-    `masked` are naive swaps and their masks, in the parts of `held_out`. `forehead` "target": the parsed face ends at
-    the brows, as what the mask was taught.
+    `masked` are naive swaps and their masks, in the parts of `held_out`. `forehead` and `mouth`: what the masks were
+    taught (MaskTraining).
     """
     sums = Sums(engine)
     for (a, b), (naive, mask) in zip(held_out.parts(), masked, strict=True):
         of_pair = torch.ones(len(a), device=a.device)
         if critics.parsing is not None:
-            labels = critics.parsing.label_map(b)
-            labels = without_forehead(labels) if forehead == "target" else labels
-            statistics = mask_statistics(mask, face_mask(labels))
+            labels = [critics.parsing.label_map(x) for x in (a, b)]
+            own, other = map(without_forehead, labels) if forehead == "target" else labels
+            statistics = mask_statistics(mask, wanted_mask(own, other, mouth))
             sums.add(**{f"mask_{name}": value * of_pair for name, value in statistics._asdict().items()})
         sums.add(**_to(critics, blend(naive, b, mask), a, b))
     return sums.means()
