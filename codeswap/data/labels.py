@@ -36,13 +36,14 @@ def without_forehead(labels: Tensor) -> Tensor:
 def mouth_kept(own: Tensor, other: Tensor) -> Mask:
     """How far (b, 1, h, w), 0 to 1, a swap on faces `other` keeps their mouths because those of `own` are not as open.
 
-    Label maps (b, h, w) of sources and targets. How open: the share of a mouth that lies between its lips.
+    Label maps (b, h, w) of sources and targets. How open: the share of a mouth that lies between its lips. What is kept
+    reaches two 64ths of the picture beyond the mouth.
     """
     shares = []
     for labels in (own, other):
         mouth, inner = (among(labels, part).sum(dim=(1, 2)) for part in (REGIONS["mouth"], INNER_MOUTH))
         shares.append(inner / mouth.clamp(min=1))
     differently = (((shares[0] - shares[1]).abs() - OPEN[0]) / (OPEN[1] - OPEN[0])).clamp(0, 1)
-    reach = max(1, other.shape[-1] // 64)
+    reach = 2 * max(1, other.shape[-1] // 64)
     around = F.max_pool2d(among(other, REGIONS["mouth"])[:, None].float(), 2 * reach + 1, 1, reach)
     return around * differently[:, None, None, None]
