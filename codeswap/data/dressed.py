@@ -46,10 +46,7 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     log, wanted = (((image + 1) / 2).clamp(min=DARKEST).log() for image in (moved, target))
     odd, odd_there = _oddness(log, upper), _oddness(wanted, upper)
     mine, theirs = _likeness(odd, HUE), _likeness(odd_there, HUE)
-    lit, wanted_lit = (
-        _around(log, upper * mine, SLOPE * size, 1e-4),
-        _around(wanted, upper * theirs, SLOPE * size, 1e-4),
-    )
+    lit, wanted_lit = (_around(x, upper * part, SLOPE * size, 1e-4) for x, part in ((log, mine), (wanted, theirs)))
     contrast = (_deviation(wanted - wanted_lit, upper) / _deviation(log - lit, upper)).clamp(max=1)
     log = wanted_lit + contrast * (log - lit)
     light = (wanted - log).mean(dim=1, keepdim=True)

@@ -219,9 +219,10 @@ def validate_mask(
     for (a, b), (naive, mask) in zip(held_out.parts(), masked, strict=True):
         of_pair = torch.ones(len(a), device=a.device)
         if critics.parsing is not None:
-            labels = [critics.parsing.label_map(x) for x in (a, b)]
-            own, other = map(without_forehead, labels) if forehead == "target" else labels
-            statistics = mask_statistics(mask, wanted_mask(own, other, mouth))
+            labels = critics.parsing.label_map(b)
+            own = critics.parsing.label_map(a) if mouth == "target" else labels  # asked for mouths alone
+            labels = without_forehead(labels) if forehead == "target" else labels
+            statistics = mask_statistics(mask, wanted_mask(own, labels, mouth))
             sums.add(**{f"mask_{name}": value * of_pair for name, value in statistics._asdict().items()})
         sums.add(**_to(critics, blend(naive, b, mask), a, b))
     return sums.means()
