@@ -110,3 +110,12 @@ class Swap(NamedTuple):
     naive_ba: Image | None
     mask_b: Mask | None
     mask_a: Mask | None
+
+
+def corner_of(framing: float) -> tuple[float, float]:
+    """Where the square of side `framing` (0..1] begins in FFHQ's of side 1: (left, top).
+
+    It is in the middle, and most of what it leaves out is above: chins come near the lower border, and hair is the
+    target's anyway.
+    """
+    return (1 - framing) / 2, (1 - framing) * 0.9

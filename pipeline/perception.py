@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from codeswap.config import fingerprint, load_params
+from codeswap.data.shards import ImageConfig
 from codeswap.perception.roles import PerceptionConfig
 from codeswap.prepare.perception import fill_roles, summary, weight_files
 from codeswap.train.tracking import log_out
@@ -14,6 +15,7 @@ class PerceptionParams(Config):
     """All that this stage reads of params.yaml."""
 
     perception: PerceptionConfig
+    image: ImageConfig = ImageConfig()  # its framing
 
 
 PARAMS = PerceptionParams
@@ -25,7 +27,7 @@ def main() -> None:
     params = load_params(Path(PARAMS_FILE), PARAMS)
     root = Path()
     run = Path("runs/perception/-") / fingerprint(params, weight_files(params.perception, root))
-    print(summary(fill_roles(params.perception, root, run, OUT)))
+    print(summary(fill_roles(params.perception, root, run, OUT, params.image.framing)))
     log_out("perception", "-", params.model_dump(mode="json"), run.name, OUT / "card.json")
 
 

@@ -1,5 +1,7 @@
 """The FFHQ alignment (METHOD §E.2): from eyes and mouth to a square crop that every later stage expects.
 
+A set of faces may show a smaller square of the same alignment (`quad_of`): more of its pixels are the face's.
+
 Coordinates are pixels with centres at whole numbers, x to the right and y down, as detectors report them.
 """
 
@@ -8,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PILImage
 from scipy.ndimage import gaussian_filter
+
+from codeswap.types import corner_of
 
 SUPERSAMPLING = 4  # FFHQ samples 4096 pixels for its 1024; after shrinking no more detail is left in the source
 
@@ -19,8 +23,10 @@ class Crop(NamedTuple):
     quad: np.ndarray
 
 
-def quad_of(points: np.ndarray) -> np.ndarray:
+def quad_of(points: np.ndarray, framing: float = 1.0) -> np.ndarray:
     """The square to crop, (4, 2) float64: top left, bottom left, bottom right, top right as the face sees upright.
+
+    `framing`: the square's side, of FFHQ's (`part_of`).
 
     `points` is (5, 2) in the order of `types.Detection` or (68, 2) in iBUG's. Raises ValueError when there is another
     number of points or when eyes and mouth coincide, so that no square is defined.
@@ -42,7 +48,23 @@ def quad_of(points: np.ndarray) -> np.ndarray:
     x *= max(2.0 * np.hypot(*between), 1.8 * np.hypot(*down)) / length
     y = np.array([-x[1], x[0]])
     centre = eyes + 0.1 * down
-    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+    return part_of(np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y]), framing)
+
+
+def part_of(quad: np.ndarray, framing: float) -> np.ndarray:
+    """FFHQ's square `quad` (4, 2) cut down to the side `framing` of its own, in the middle and nearer to its foot."""
+    if framing == 1:
+        return quad
+    (left, top), right, down = corner_of(framing), quad[3] - quad[0], quad[1] - quad[0]
+    corner = quad[0] + left * right + top * down
+    right, down = framing * right, framing * down
+    return np.stack([corner, corner + down, corner + right + down, corner + right])
+
+
+def whole(size: int, framing: float = 1.0) -> np.ndarray:
+    """The square (4, 2) of a picture of `size` pixels that is an FFHQ-aligned crop already."""
+    low, high = -0.5, size - 0.5
+    return part_of(np.array([[low, low], [low, high], [high, high], [high, low]]), framing)
 
 
 def crop_transform(quad: np.ndarray, size: int) -> np.ndarray:

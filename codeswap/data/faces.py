@@ -68,7 +68,8 @@ class Faces:
     environment names an object store (`data/remote.py`). `read`, `facts` and `images` may be called from threads.
 
     Attributes: `identity` int64 code of each face's person, -1 where unknown (the same name in two data sets is two
-    persons); `shards` faces per shard of each data set, for the order; `licences` of each data set; `size` in pixels.
+    persons); `shards` faces per shard of each data set, for the order; `licences` of each data set; `size` in pixels;
+    `framing` is the side of the square that they show, of FFHQ's.
     """
 
     def __init__(self, folders: Sequence[Path]):
@@ -84,7 +85,7 @@ class Faces:
         people = 0
         for folder in self.folders:
             card, table = read_card(folder), read_manifest(folder, _COLUMNS)
-            sizes[str(folder)] = card["image"]["size"]
+            sizes[str(folder)] = card["image"]["size"], card["image"].get("framing", 1.0)
             for name, size in card["shards"].items():
                 if not (folder / name).exists() and (url := remote_url(folder, name)):
                     self._remote[folder / name] = url, size
@@ -105,9 +106,9 @@ class Faces:
         if problems:
             raise ValueError(f"{len(problems)} shard(s) are not what their card says:\n  " + "\n  ".join(problems))
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"data sets of different image sizes cannot be read together: {sizes}")
+            raise ValueError(f"data sets of different image sizes or framings cannot be read together: {sizes}")
         table = pa.concat_tables(tables)
-        self.size = int(next(iter(sizes.values())))
+        self.size, self.framing = next(iter(sizes.values()))
         self.key_column: pa.ChunkedArray = table["key"]
         self.identity: np.ndarray = np.concatenate(identities).astype(np.int64)
         self._shard: np.ndarray = np.concatenate(shards)

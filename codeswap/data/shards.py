@@ -31,6 +31,7 @@ class ImageConfig(Config):
     size: int = Field(64, ge=16, le=4096)  # pixels, square
     format: Literal["png", "jpg", "webp"] = "png"
     quality: int = Field(95, ge=1, le=100)  # of jpg and webp
+    framing: float = Field(1.0, ge=0.6, le=1)  # side of the square shown, of FFHQ's (data/align.py); 1 in the paper
 
 
 class Sample(NamedTuple):

@@ -27,7 +27,7 @@ from codeswap.evaluate.rivals import OnnxConfig, OnnxSwapper, ResultFolder, Riva
 from codeswap.evaluate.scores import ScoreTable, ranked_by_success, shown_pairs
 from codeswap.evaluate.stream import Pairs
 from codeswap.models.codeswap import CodeSwap, load_codeswap
-from codeswap.perception.roles import sha256_of
+from codeswap.perception.roles import check_framing, sha256_of
 from codeswap.types import Config
 
 ALONE = Team(rank=0, world=1)
@@ -80,11 +80,13 @@ def evaluate(
     pair_list = pairs_of(faces.manifest, config.protocol.get(testset, ProtocolConfig()))
     model = load_codeswap(places.codebook, places.swap, places.mask)
     model.to(device, memory_format=torch.channels_last)  # decoder 1.3 times faster on the CPU, more on GPUs
-    if model.vqgan.config.image_size != faces.size:
+    made_for = model.vqgan.config
+    if (made_for.image_size, made_for.framing) != (faces.size, faces.framing):
         raise ValueError(
-            f"{places.shards} holds faces of {faces.size} px, the model was trained for {model.vqgan.config.image_size}"
-            " px: give both the same image.size"
+            f"{places.shards} holds faces of {faces.size} px and framing {faces.framing}, the model was trained for "
+            f"{made_for.image_size} px and {made_for.framing}: give both the same image.size and image.framing"
         )
+    check_framing(places.perception, faces.framing, places.shards)
     judges = Judges.load(places.perception, device)
     pairs = Pairs(faces, pair_list, judges, device)
     rivals = _rivals(config, testset, pairs)

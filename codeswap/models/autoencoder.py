@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +20,7 @@ class VQGANConfig(Config):
     """
 
     image_size: PositiveInt = 512
+    framing: float = Field(1.0, ge=0.6, le=1)  # of the faces it is for (image.framing); the networks know nothing of it
     patch: PositiveInt = 1  # space-to-depth before the first convolution, depth-to-space after the last
     ch: PositiveInt = 64
     ch_mult: tuple[PositiveInt, ...] = (1, 2, 2, 4, 4, 8)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codeswap.types import Image
+from codeswap.types import Image, corner_of
 
 Points = Sequence[tuple[float, float]]
 # Mean five points of FFHQ at 512 pixels (facexlib) and ArcFace's template at 112 (insightface): METHOD §B.8.
@@ -26,6 +26,14 @@ class Box(NamedTuple):
     left: float
     top: float
     side: float
+
+    def within(self, framing: float) -> "Box":
+        """The same square of FFHQ's crop in units of crops that show a smaller square (types.corner_of)."""
+        left, top = corner_of(framing)
+        return Box((self.left - left) / framing, (self.top - top) / framing, self.side / framing)
+
+
+WHOLE = Box(0.0, 0.0, 1.0)
 
 
 def box_of(template: Points, size: int) -> Box:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codeswap.perception.arcface import IRSE50, IResNet, Sphere20
 from codeswap.perception.bisenet import BiSeNet, Parsing
-from codeswap.perception.boxes import ARCFACE_112, Box, View, box_of
+from codeswap.perception.boxes import ARCFACE_112, WHOLE, Box, View, box_of
 from codeswap.perception.fecnet import FECNet, Scrambled
 from codeswap.perception.imagenet import FIDInception, Hopenet, VGGFeatures, vgg_state
 from codeswap.perception.poster import PosterPP
@@ -24,7 +24,6 @@ Official = Literal[
 
 ARCFACE_BOX = box_of(ARCFACE_112, 112)
 PSP_BOX = Box(32 / 256, 35 / 256, 188 / 256)  # what IR-SE50 is shown by E4S, RAFSwap and REFace (METHOD §B.8)
-WHOLE = Box(0.0, 0.0, 1.0)
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _HALF = ((127.5,), (127.5,))
 _WRAPPERS = ("state_dict", "model", "net", "params")  # keys under which checkpoints keep their state dict

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from codeswap.perception import official_networks
-from codeswap.perception.boxes import ARCFACE_112, DLIB_150, Box, View, box_of, crop
+from codeswap.perception.boxes import ARCFACE_112, DLIB_150, WHOLE, Box, View, box_of, crop
 from codeswap.perception.convert import read_pickle
 from codeswap.perception.dlib_resnet import MEAN as DLIB_MEAN
 from codeswap.perception.dlib_resnet import DlibResNet, load_dlib_resnet
 from codeswap.perception.inception import InceptionFeatures, load_inception
 from codeswap.perception.landmark_parsing import LandmarkParsing, Landmarks
 from codeswap.perception.mtcnn import MTCNN, load_mtcnn
-from codeswap.perception.official_networks import IMAGENET_MEAN, IMAGENET_STD, WHOLE, Official
+from codeswap.perception.official_networks import IMAGENET_MEAN, IMAGENET_STD, Official
 from codeswap.perception.onnx_reader import Graph, read_onnx
 from codeswap.perception.published import PICKLES, companions_of
 from codeswap.perception.tfjs_networks import FaceApiNet, FaceRes, load_faceapi, load_faceres

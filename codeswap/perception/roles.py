@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from codeswap.perception.boxes import View
+from codeswap.perception.boxes import WHOLE, View
 from codeswap.perception.networks import Backbone, NetworkConfig, Trunk, build
 from codeswap.types import Config
 
@@ -185,10 +185,32 @@ def load(folder: Path, role: str) -> nn.Module:
     path = folder / entry["file"]
     verify(role, path, entry["sha256"])
     network = _network(role, path, entry)
+    _frame(network, framing_of(folder))
     # the hash of the file that was published, where this one was made from it: that is what others can compare
     network.role, network.name, network.sha256 = role, entry["name"], entry.get("original_sha256", entry["sha256"])
     network.preprocessing, network.rendered = preprocessing_of(network), entry["architecture"] == OWN
     return network.requires_grad_(False).eval()
+
+
+def framing_of(folder: Path) -> float:
+    """Side of the square that the faces show for which a folder's networks look, of FFHQ's. Raises PerceptionError."""
+    return float(card(folder).get("framing", 1.0))
+
+
+def check_framing(folder: Path, faces: float, where: object) -> None:
+    """Raises PerceptionError unless a folder's networks look at faces of the framing `faces`, which are at `where`."""
+    if (found := framing_of(folder)) != faces:
+        raise PerceptionError(
+            f"{folder} looks at faces of framing {found}, {where} has {faces}: run the perception stage again "
+            "(`dvc repro perception`) with the image.framing of the faces"
+        )
+
+
+def _frame(network: nn.Module, framing: float) -> None:
+    """Lets a network find its part of faces that show a smaller square than FFHQ's; one that sees all goes on so."""
+    for part in network.modules():
+        if isinstance(part, View) and part.box != WHOLE:
+            part.box = part.box.within(framing)
 
 
 def preprocessing_of(network: nn.Module) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from codeswap.data.annotations import ANNOTATIONS, ROLES, VECTORS, Network, column, encode_labels, read, schema, write
 from codeswap.data.faces import Faces, to_float
 from codeswap.data.manifest import CARD, write_card
-from codeswap.perception.roles import card, load
+from codeswap.perception.roles import card, check_framing, load
 from codeswap.prepare.blocks import cluster, publish, run_blocks
 
 # Of one batch. A processor is fastest while a layer fits its caches: 32 faces of 64 px took half as long as 256.
@@ -40,6 +40,7 @@ def annotate(shards: Path, perception: Path, run: Path, out: Path) -> Summary:
     """
     begun = time.perf_counter()
     faces = Faces([shards])
+    check_framing(perception, faces.framing, shards)
     (name, sizes), *_ = faces.shards.items()
     networks = _networks(perception)
     run.mkdir(parents=True, exist_ok=True)

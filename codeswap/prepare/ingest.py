@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from codeswap.data.align import align, apply, crop_transform, quad_of, resized
+from codeswap.data.align import align, apply, crop_transform, quad_of, resized, whole
 from codeswap.data.manifest import (
     CARD,
     FACTS,
@@ -254,11 +254,14 @@ class _ShardMaker:
                 )
             if width < self.source.min_size:
                 raise UnusableError("too_small", f"{width} px, min_size is {self.source.min_size}")
-            scaled = None if points is None else (points + 0.5) * (self.image.size / width) - 0.5
-            return resized(raw.pixels, self.image.size), None, scaled
+            quad = whole(width, self.image.framing)
+            scaled = None if points is None else apply(crop_transform(quad, self.image.size), points)
+            if self.image.framing == 1:
+                return resized(raw.pixels, self.image.size), None, scaled
+            return align(raw.pixels, quad, self.image.size).pixels, quad, scaled
         points = self._found(raw.pixels) if points is None else points
         try:
-            quad = quad_of(points)
+            quad = quad_of(points, self.image.framing)
             crop = align(raw.pixels, quad, self.image.size)
         except ValueError as error:
             raise UnusableError("bad_landmarks", str(error)) from None

@@ -18,11 +18,11 @@ def weight_files(config: PerceptionConfig, root: Path) -> list[Path]:
     return [path for path in named if path.is_file()]
 
 
-def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path) -> dict[str, dict]:
+def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path, framing: float = 1.0) -> dict[str, dict]:
     """Fills every role that `config` gives and writes `out` whole; returns the card's `roles`.
 
     Files are verified before any training. Finished experts wait in `run`, which is removed at the end. Every role is
-    loaded once through the door that later stages use. Raises PerceptionError for a file that is absent, another one
+    loaded once through the door that later stages use. `framing` is that of the faces they look at. Raises PerceptionError for a file that is absent, another one
     than its hash says, or not readable as its architecture.
     """
     filled = config.filled()
@@ -30,13 +30,21 @@ def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path) -> di
         raise PerceptionError(
             "params.yaml fills no role under `perception`: give at least one `train: synthetic` or `file`"
         )
+    own = [role for role, entry in filled.items() if entry.train]
+    if framing != 1 and own:
+        raise PerceptionError(
+            f"image.framing is {framing}, but {', '.join(own)} would be trained on rendered faces, which fill FFHQ's "
+            "square: fill them by files, or set it to 1.0"
+        )
     given = {role: _given(role, entry, root) for role, entry in filled.items() if entry.file is not None}
     trained = train_experts(config.training, [role for role in filled if role not in given], run)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         roles = {role: _place(role, given.get(role) or trained[role], root, run, partial) for role in filled}
-        (partial / CARD).write_text(json.dumps({"kind": "perception", "roles": roles}, indent=2) + "\n")
+        (partial / CARD).write_text(
+            json.dumps({"kind": "perception", "framing": framing, "roles": roles}, indent=2) + "\n"
+        )
         for role in roles:
             load(partial, role)
         partial.chmod(0o755)

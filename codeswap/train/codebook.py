@@ -116,6 +116,7 @@ def train_codebook(params: CodebookParams, root: Path, fingerprint: str) -> None
             "(configs/accelerate/deepspeed_zero2.yaml), or without DeepSpeed"
         )
     source = open_training_faces(root, *ROLES)
+    source.check(params.vqgan)
     parents = {"perception": perception / "card.json"}
     start = None if config.start_from is None else read_model(root / config.start_from, "codebook")
     if start is not None:

@@ -18,7 +18,7 @@ def fill_vqgan(vqgan: VQGAN, start: StoredModel) -> None:
     Raises StoredModelError when its networks or codes are others; how codes are mixed and learn may differ.
     """
     networks, codes = start.group("vqgan", VQGANConfig), start.group("quantizer", QuantizerConfig)
-    must_fit = [("vqgan", name, networks, vqgan.config) for name in VQGANConfig.model_fields]
+    must_fit = [("vqgan", name, networks, vqgan.config) for name in VQGANConfig.model_fields if name != "framing"]
     must_fit += [("quantizer", name, codes, vqgan.codebook.config) for name in ("n_codes", "normalised", "update")]
     wrong = [
         f"{group}.{name}: {getattr(found, name)!r}, asked {getattr(asked, name)!r}"

@@ -14,7 +14,8 @@ from codeswap.data.labels import among, mouth_kept, without_forehead
 from codeswap.data.order import Ordering, key_of, uniform
 from codeswap.data.pairs import Pairing
 from codeswap.data.scenes import scenes, true_swap
-from codeswap.perception.roles import card
+from codeswap.models.autoencoder import VQGANConfig
+from codeswap.perception.roles import card, check_framing
 from codeswap.types import FACE_CLASSES, FEATURE_CLASSES, Mask
 
 T_co = TypeVar("T_co", covariant=True)
@@ -94,6 +95,16 @@ class TrainingFaces(NamedTuple):
     faces: Faces
     annotations: Annotations
 
+    def check(self, vqgan: VQGANConfig) -> None:
+        """Raises ValueError when Stage 1's model is for faces of another size or framing."""
+        wrong = [
+            f"image.{short} is {getattr(self.faces, short)}, vqgan.{name} {getattr(vqgan, name)}"
+            for name, short in (("image_size", "size"), ("framing", "framing"))
+            if getattr(vqgan, name) != getattr(self.faces, short)
+        ]
+        if wrong:
+            raise ValueError(f"{'; '.join(wrong)}: give both the same, and train Stage 1 on these faces")
+
 
 def open_training_faces(root: Path, *roles: str) -> TrainingFaces:
     """The training sets below `root`, annotated by exactly the networks of `roles` that lie there now.
@@ -102,7 +113,9 @@ def open_training_faces(root: Path, *roles: str) -> TrainingFaces:
     """
     folders = training_folders(root / "data" / "shards" / "train")
     faces = Faces(folders)
-    known = card(root / "models" / "perception")["roles"]
+    perception = root / "models" / "perception"
+    check_framing(perception, faces.framing, folders[0])
+    known = card(perception)["roles"]
     networks = {role: known[role]["sha256"] for role in roles}
     places = [root / "data" / "annotations" / "train" / folder.name for folder in folders]
     return TrainingFaces(faces, Annotations(places, faces, networks))

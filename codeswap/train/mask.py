@@ -97,6 +97,7 @@ def train_mask(params: MaskParams, variant: str, root: Path, fingerprint: str) -
         feed = PairFeed(source, pairing, parsing=True, person=person, forehead=config.forehead)
 
         vqgan = engine.frozen(load_vqgan(codebook))
+        source.check(vqgan.config)
         fusion = engine.frozen(load_fusion(swap, vqgan))
         judges = load_judges(engine, perception, config.weights)
         held_out = HeldOut(engine, root, source.faces, config.validation)

@@ -134,6 +134,7 @@ def train_swap(params: SwapParams, variant: str, root: Path, fingerprint: str) -
         among = Pairing(order.rekeyed("calibration"), source.faces.identity, different, seed)
 
         vqgan = engine.frozen(load_vqgan(codebook))
+        source.check(vqgan.config)
         vqgan.recompute_from_(config.recompute_from)
         codes = vqgan.codebook.weight
         dressing = config.truth is not None and config.truth.of == "dressed"
