@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from codeswap.data.dressed import dressed
 from codeswap.data.faces import to_float
-from codeswap.data.labels import last_row, mouth_kept, without_forehead
+from codeswap.data.labels import last_row, mirrored, mouth_kept, without_forehead
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces
@@ -193,3 +193,13 @@ def test_a_training_on_photographs_is_told_and_resumes(tiny, copy, variant):
         (root / "models/swap" / variant).rename(root / f"before-{len(models)}")
         (root / "runs/swap" / variant).rename(root / f"run-{len(models)}")
     assert models[0] == models[1]
+
+
+def test_in_a_mirror_left_parts_are_right_ones_and_go_to_where_the_targets_right_ones_are():
+    labels = _labels()
+    assert torch.equal(mirrored(labels), labels)  # the face is even: its left eye in the mirror is where its right was
+    odd = labels.clone()
+    odd[:, 25:28, 37:43], odd[:, 30:34, 12:15] = 0, 7  # no right eye, a left ear
+    found = mirrored(odd)
+    assert (found == 4).sum() == 0 and torch.equal((found == 5).flip(-1), odd == 4)
+    assert torch.equal((found == 8).flip(-1), odd == 7) and torch.equal((found == 10).flip(-1), odd == 10)

@@ -22,8 +22,9 @@ def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path, frami
     """Fills every role that `config` gives and writes `out` whole; returns the card's `roles`.
 
     Files are verified before any training. Finished experts wait in `run`, which is removed at the end. Every role is
-    loaded once through the door that later stages use. `framing` is that of the faces they look at. Raises PerceptionError for a file that is absent, another one
-    than its hash says, or not readable as its architecture.
+    loaded once through the door that later stages use. `framing` is that of the faces they look at.
+    Raises PerceptionError for a file that is absent, another one than its hash says, or not readable as its
+    architecture, and for a role to be trained on faces of a smaller framing than FFHQ's.
     """
     filled = config.filled()
     if not filled:
@@ -33,8 +34,8 @@ def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path, frami
     own = [role for role, entry in filled.items() if entry.train]
     if framing != 1 and own:
         raise PerceptionError(
-            f"image.framing is {framing}, but {', '.join(own)} would be trained on rendered faces, which fill FFHQ's "
-            "square: fill them by files, or set it to 1.0"
+            f"image.framing is {framing}, but {', '.join(own)} would be trained on rendered faces, which have FFHQ's "
+            "framing: fill them by files, or set it to 1.0"
         )
     given = {role: _given(role, entry, root) for role, entry in filled.items() if entry.file is not None}
     trained = train_experts(config.training, [role for role in filled if role not in given], run)
