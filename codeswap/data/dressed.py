@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codeswap.data.evened import DARKEST, SKIN, evened
 from codeswap.data.geometry import with_geometry_of
 from codeswap.data.labels import among, last_row, mouth_kept
 from codeswap.data.spoil import soften
 from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
 SHARE = 0.6  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
-SKIN = REGIONS["skin"] + REGIONS["nose"]
-DARKEST = 0.03  # below which a pixel's logarithm says nothing of light
 SLOPE = 8.0  # reach of light that slopes over a face and goes on below the nose, in 64ths of the picture
 LIGHT = 5.0  # reach of smaller lights and shades, likewise
 HUE = 0.35  # log chroma by which a pixel may differ from its face's skin before it passes for hair, glass or make-up
@@ -29,14 +28,16 @@ EDGE = 1.2  # softness of the face's edge, in 64ths of the picture
 def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     """`source` (b, 3, h, w) with label maps `own` put over `target`, whose label maps are `other`; in [-1, 1].
 
-    Beyond the target's face (types.FACE_CLASSES of `other`) the picture is the target's, and so is the mouth where one
-    of the two is open and the other is not. The light on the source's skin above its mouth, which goes on below, gives
-    way to the target's, and the rest's contrast to its contrast; below, a beard is not taken for shade. Above, what is
-    of another hue than its face's skin (hair, tinted glasses) says nothing of light or tone, and is not carried over.
+    A source lit from one side is evened first (data/evened.py). Beyond the target's face (types.FACE_CLASSES of `other`)
+    the picture is the target's, and so is the mouth where one of the two is open and the other is not. The light on
+    the source's skin above its mouth, which goes on below, gives way to the target's, and the rest's contrast to its
+    contrast; below, a beard is not taken for shade. Above, what is of another hue than its face's skin (hair, tinted
+    glasses) says nothing of light or tone, and is not carried over.
     """
     size = target.shape[-1] / 64
     share = torch.full((len(source),), SHARE, device=source.device)
-    carried = with_geometry_of(torch.cat([source, _where(own, FACE_CLASSES)], dim=1), own, other, share)
+    source = torch.cat([evened(source, own), _where(own, FACE_CLASSES)], dim=1)
+    carried = with_geometry_of(source, own, other, share)
     moved, known = carried[:, :3], carried[:, 3:]
     face = _where(other, FACE_CLASSES) * (known > 0.9)
     skin = _where(other, SKIN) * face

@@ -30,7 +30,7 @@ class Anchors(NamedTuple):
     there: Tensor  # (b, k): 1, or 0 for a part that is not seen
 
 
-def _centres(picture: Tensor) -> tuple[Tensor, Tensor]:
+def centres(picture: Tensor) -> tuple[Tensor, Tensor]:
     """x (1, w) and y (h, 1) of the middles of pixels (..., h, w), in units of the picture's side."""
     h, w = picture.shape[-2:]
     x, y = ((torch.arange(count, device=picture.device) + 0.5) / count for count in (w, h))
@@ -39,7 +39,7 @@ def _centres(picture: Tensor) -> tuple[Tensor, Tensor]:
 
 def anchors(labels: Tensor) -> Anchors:
     """The anchors of label maps (b, h, w)."""
-    x, y = _centres(labels)
+    x, y = centres(labels)
     points, there = [], []
     for part in PARTS:
         inside = among(labels, part).float()
@@ -68,7 +68,7 @@ def with_geometry_of(
     known = here.there * there.there
     move = (share[:, None, None] * (there.points - here.points)).clamp(-LARGEST, LARGEST)
     goal = here.points + move
-    grid = torch.stack(torch.broadcast_tensors(*_centres(image)), dim=-1)  # (h, w, 2)
+    grid = torch.stack(torch.broadcast_tensors(*centres(image)), dim=-1)  # (h, w, 2)
     distance = (grid.view(1, h * w, 1, 2) - goal[:, None]).square().sum(dim=-1)
     weights = known[:, None] * (-distance / (2 * REACH**2)).exp()
     shift = (weights @ move) / (weights.sum(dim=2, keepdim=True) + FAR)
