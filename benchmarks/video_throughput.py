@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     swapper = load_swapper(options.models, "ours", options.precision)
-    source = portrait(options.a, load_detector(), swapper.size, None).face.crop
+    source = portrait(options.a, load_detector(), swapper.cut, None).face.crop
     with tempfile.TemporaryDirectory() as scratch:
         video, out = Path(scratch) / "in.mp4", Path(scratch) / "out.mp4"
         encode(moving(options.b, options.frames, options.size), video, mark=False)
@@ -85,7 +85,7 @@ def main() -> None:
     print(
         f"  overlapped {overlapped:.2f} s: {options.frames / overlapped:.1f} frames/s, {parts.sum() / overlapped:.2f} x"
     )
-    other = portrait(options.b, load_detector(), swapper.size, None).face.crop
+    other = portrait(options.b, load_detector(), swapper.cut, None).face.crop
     for together in (1, 4, 16):
         pairs = [(source, other)] * together
         swapper.swap_all(pairs)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from codeswap.data.align import align, quad_of
+from codeswap.data.align import Cut, align, quad_of
 from codeswap.data.faces import Faces
 from codeswap.types import Detection
 from codeswap.use import photographs
@@ -36,15 +36,15 @@ def test_the_face_is_chosen_from_the_left_or_the_largest() -> None:
     detector = Finds(_face(250, 60, 120), _face(40, 80, 60), _face(180, 200, 10))
     at = {None: 250, 1: 40, 3: 250}
     for position, x in at.items():
-        face = photographs.find(Path("p.png"), picture, detector, 32, position)
+        face = photographs.find(Path("p.png"), picture, detector, Cut(32), position)
         assert np.allclose(face.quad, quad_of(_face(x, {250: 60, 40: 80}[x], {250: 120, 40: 60}[x]).points))
     for position, words in {4: "no face 4; 3 were found", 0: "no face 0"}.items():
         with pytest.raises(NoFaceError, match=words):
-            photographs.find(Path("p.png"), picture, detector, 32, position)
+            photographs.find(Path("p.png"), picture, detector, Cut(32), position)
     with pytest.raises(UnfitFaceError, match="the face is 10 px, at least 24"):
-        photographs.find(Path("p.png"), picture, detector, 32, 2)
+        photographs.find(Path("p.png"), picture, detector, Cut(32), 2)
     with pytest.raises(NoFaceError, match=r"p\.png: no face was found"):
-        photographs.find(Path("p.png"), picture, Finds(), 32, None)
+        photographs.find(Path("p.png"), picture, Finds(), Cut(32), None)
 
 
 @pytest.mark.parametrize("degrees", [-80, -30, 0, 40, 75])
@@ -57,10 +57,10 @@ def test_a_face_seen_from_the_side_is_refused(degrees: float) -> None:
     detector = Finds(Detection(np.array([90, 60, 210, 180]), 0.99, points))
     picture = np.zeros((300, 300, 3), np.uint8)
     if abs(degrees) < 60:
-        assert photographs.find("p.png", picture, detector, 32, None).crop.shape == (32, 32, 3)
+        assert photographs.find("p.png", picture, detector, Cut(32), None).crop.shape == (32, 32, 3)
     else:
         with pytest.raises(UnfitFaceError, match=r"p\.png: the face is seen from the side"):
-            photographs.find("p.png", picture, detector, 32, None)
+            photographs.find("p.png", picture, detector, Cut(32), None)
 
 
 def test_the_face_is_chosen_by_a_picture_of_the_person(trained: Path, tmp_path: Path) -> None:
@@ -76,13 +76,13 @@ def test_the_face_is_chosen_by_a_picture_of_the_person(trained: Path, tmp_path: 
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     for number, person in enumerate(people):
-        reference = photographs.find(Path("r.png"), person, Finds(_face(20, 30, 80)), 32, None)
-        found = photographs.find(Path("p.png"), picture, detector, 32, photographs.Like(reference.crop, embed))
+        reference = photographs.find(Path("r.png"), person, Finds(_face(20, 30, 80)), Cut(32), None)
+        found = photographs.find(Path("p.png"), picture, detector, Cut(32), photographs.Like(reference.crop, embed))
         assert np.allclose(found.quad, quad_of(_face(20 + 120 * number, 30, 80).points))
-    unit = load_identity(trained / "models/perception")(np.stack([faces.read(0), faces.read(20)]))
+    unit = load_identity(trained / "models/perception", 1.0)(np.stack([faces.read(0), faces.read(20)]))
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
     with pytest.raises(MissingModelError, match="choose them by position"):
-        load_identity(tmp_path)
+        load_identity(tmp_path, 1.0)
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.5])

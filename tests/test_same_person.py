@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from codeswap.cli import app
+from codeswap.data.align import Cut
 from codeswap.data.faces import to_float
 from codeswap.perception.packaged import build
 from codeswap.perception.published import NETWORKS, WeightsFile
@@ -64,7 +65,7 @@ def photographs(weights: Callable[[str], Path]) -> dict[tuple[str, str], np.ndar
     for person in sorted(path.name for path in (files("openpeople") / "data/curated").iterdir()):
         for picture in PICTURES:
             path = picture_of(person, picture)
-            crops[person, picture] = find(path, read(path), detector, 160, None).crop
+            crops[person, picture] = find(path, read(path), detector, Cut(160), None).crop
     return crops
 
 

@@ -16,6 +16,13 @@ from codeswap.types import corner_of
 SUPERSAMPLING = 4  # FFHQ samples 4096 pixels for its 1024; after shrinking no more detail is left in the source
 
 
+class Cut(NamedTuple):
+    """How faces are cut out for a model: `size` in pixels, and `framing`, the square's side of FFHQ's."""
+
+    size: int
+    framing: float = 1.0
+
+
 class Crop(NamedTuple):
     """An aligned face: uint8 (size, size, 3) pixels and the `quad` (4, 2) of the source they were taken from."""
 

@@ -28,8 +28,8 @@ EDGE = 1.2  # softness of the face's edge, in 64ths of the picture
 def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     """`source` (b, 3, h, w) with label maps `own` put over `target`, whose label maps are `other`; in [-1, 1].
 
-    A source lit from one side is evened first (data/evened.py). Beyond the target's face (types.FACE_CLASSES of `other`)
-    the picture is the target's, and so is the mouth where one of the two is open and the other is not. The light on
+    A source lit from one side is evened first (data/evened.py). Beyond the target's face (FACE_CLASSES of `other`) the
+    picture is the target's, and so is the mouth where one of the two is open and the other is not. The light on
     the source's skin above its mouth, which goes on below, gives way to the target's, and the rest's contrast to its
     contrast; below, a beard is not taken for shade. Above, what is of another hue than its face's skin (hair, tinted
     glasses) says nothing of light or tone, and is not carried over.

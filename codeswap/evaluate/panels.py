@@ -14,9 +14,9 @@ from codeswap.evaluate.methods import Batch, Pictures
 from codeswap.evaluate.views import attention, degraded, through_codes
 from codeswap.models.codeswap import CodeSwap
 from codeswap.models.regional import swap_region
-from codeswap.types import REGIONS, Image
+from codeswap.types import REGIONS, Image, corner_of
 
-PLACES = {"eye": (0.38, 0.47), "nose": (0.5, 0.61), "mouth": (0.5, 0.74)}  # of the FFHQ crop, x and y
+PLACES = {"eye": (0.38, 0.47), "nose": (0.5, 0.61), "mouth": (0.5, 0.74)}  # of FFHQ's square, x and y
 SHOWN = 128  # pixels, about, of a face
 
 
@@ -71,7 +71,10 @@ def attention_grid(model: CodeSwap, batch: Batch) -> PILImage.Image:
     """Fig. 9 for the pair in the middle: where the codes of an eye, the nose and the mouth look."""
     middle = len(batch.pairs) // 2
     pair = batch.source[middle : middle + 1], batch.target[middle : middle + 1]
-    return side_by_side([attention(model, *pair, at=place) for place in PLACES.values()])
+    framing = model.vqgan.config.framing
+    left, top = corner_of(framing)
+    places = [((x - left) / framing, (y - top) / framing) for x, y in PLACES.values()]
+    return side_by_side([attention(model, *pair, at=place) for place in places])
 
 
 def side_by_side(pictures: list[PILImage.Image]) -> PILImage.Image:

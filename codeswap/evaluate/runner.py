@@ -169,6 +169,11 @@ def _rivals(config: EvaluateConfig, testset: str, pairs: Pairs) -> dict[str, Riv
     """The other methods by name. Raises ValueError for a name that is taken and for files that are no results."""
     if twice := sorted(config.results.keys() & config.onnx.keys()):
         raise ValueError(f"evaluate.results and evaluate.onnx both name {', '.join(twice)}: call one of them otherwise")
+    if config.onnx and pairs.framing != 1:
+        raise ValueError(
+            f"evaluate.onnx: {', '.join(config.onnx)} look for faces in FFHQ's square, {testset} has framing "
+            f"{pairs.framing}: give pictures that were made outside by evaluate.results, or set image.framing to 1"
+        )
     rivals: dict[str, Rival] = {}
     for name, root in config.results.items():
         folder = _folder(root, testset)

@@ -24,7 +24,7 @@ class Pairs:
     """The pairs of a test set as batches: reading is done ahead by a thread, in order."""
 
     def __init__(self, faces: Faces, pairs: PairList, judges: Judges, device: torch.device) -> None:
-        self._faces, self._judges, self._device = faces, judges, device
+        self._faces, self._judges, self._device, self.framing = faces, judges, device, faces.framing
         index = {key: row for row, key in enumerate(faces.keys)}
         self.names = list(zip(pairs.sources, pairs.targets, strict=True))
         self._sources = np.array([index[key] for key in pairs.sources])

@@ -166,12 +166,13 @@ def card(folder: Path) -> dict:
     return content
 
 
-def load(folder: Path, role: str) -> nn.Module:
+def load(folder: Path, role: str, framing: float | None = None) -> nn.Module:
     """The network of a role, frozen, in eval mode, on the CPU; it has `.role`, `.name`, `.sha256`,
-    `.preprocessing`, and `.rendered`: whether it is our own, trained on rendered faces.
+    `.preprocessing`, and `.rendered`: whether it is our own, trained on rendered faces. `framing`: of the faces that
+    it is to look at, where they are not those of the card (`framing_of`).
 
-    Raises PerceptionError for a role that is unknown or unfilled, and for a file that is absent, damaged or another one
-    than the card says.
+    Raises PerceptionError for a role that is unknown or unfilled, for a file that is absent, damaged or another one
+    than the card says, and for a network of ours that is to look at another framing than FFHQ's.
     """
     if role not in ROLES:
         raise PerceptionError(f"there is no role {role!r}; there are {', '.join(ROLES)}")
@@ -185,7 +186,13 @@ def load(folder: Path, role: str) -> nn.Module:
     path = folder / entry["file"]
     verify(role, path, entry["sha256"])
     network = _network(role, path, entry)
-    _frame(network, framing_of(folder))
+    framing = framing_of(folder) if framing is None else framing
+    if framing != 1 and entry["architecture"] == OWN:
+        raise PerceptionError(
+            f"role {role}: {folder} holds our own network, which looks at FFHQ's square, the faces have framing "
+            f"{framing}: fill it by a file"
+        )
+    _frame(network, framing)
     # the hash of the file that was published, where this one was made from it: that is what others can compare
     network.role, network.name, network.sha256 = role, entry["name"], entry.get("original_sha256", entry["sha256"])
     network.preprocessing, network.rendered = preprocessing_of(network), entry["architecture"] == OWN

@@ -87,8 +87,13 @@ def ingest(
     """Makes the shards of the plan at `planned` in `run`, and moves them to `out` when all are there.
 
     Shards that `run` already holds are not made again. `detector` (the perception role `landmarks`) is needed
-    when the source's faces must be found first; its file is verified then. Raises ValueError when no face is usable.
+    when the source's faces must be found first; its file is verified then. Raises ValueError when no face is usable,
+    and for rendered faces of another framing than FFHQ's.
     """
+    if image.framing != 1 and source.source == "synthetic":
+        raise ValueError(
+            f"image.framing is {image.framing}, but faces of {name!r} are rendered in FFHQ's: set it to 1.0"
+        )
     begun = time.perf_counter()
     blocks = pq.ParquetFile(planned).num_row_groups
     training = blocks - _held_out_blocks(planned)

@@ -31,8 +31,7 @@ def fill_roles(config: PerceptionConfig, root: Path, run: Path, out: Path, frami
         raise PerceptionError(
             "params.yaml fills no role under `perception`: give at least one `train: synthetic` or `file`"
         )
-    own = [role for role, entry in filled.items() if entry.train]
-    if framing != 1 and own:
+    if framing != 1 and (own := [role for role, entry in filled.items() if entry.train]):
         raise PerceptionError(
             f"image.framing is {framing}, but {', '.join(own)} would be trained on rendered faces, which have FFHQ's "
             "framing: fill them by files, or set it to 1.0"

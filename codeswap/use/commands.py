@@ -28,8 +28,8 @@ def _choice(text: str | None, tools: Tools, perception: Path) -> Choice:
         return None
     if text.lstrip("-").isdigit():
         return int(text)
-    _, reference = portrait(Path(text), tools.detector, tools.swapper.size, None)
-    return Like(reference.crop, load_identity(perception))
+    _, reference = portrait(Path(text), tools.detector, tools.swapper.cut, None)
+    return Like(reference.crop, load_identity(perception, tools.swapper.cut.framing))
 
 
 def swap_region(
@@ -37,7 +37,7 @@ def swap_region(
 ) -> Path:
     """Gives the face of `b` a part of a's only, and writes `<a>_on_<b>_<region>` to `out`. Raises UseError."""
     (_, first), (picture, second) = (
-        portrait(path, tools.detector, tools.swapper.size, face) for path, face in zip((a, b), faces, strict=True)
+        portrait(path, tools.detector, tools.swapper.cut, face) for path, face in zip((a, b), faces, strict=True)
     )
     inside = region_of(region, second, picture, tools.swapper, perception)
     crop = tools.swapper.swap_region(first.crop, second.crop, inside)
@@ -53,7 +53,7 @@ def swap_onto_video(
     tools: Tools, a: Path, video: Path, out: Path, face_a: Choice = None, face_b: Choice = None
 ) -> Report:
     """Puts the person of photograph `a` on a video. Raises UseError."""
-    _, source = portrait(a, tools.detector, tools.swapper.size, face_a)
+    _, source = portrait(a, tools.detector, tools.swapper.cut, face_a)
     if isinstance(face_b, Like):
         raise UnreadableError("a video's face is chosen by its position from the left where a shot begins")
     tracker = Tracker(tools.detector, face_b)

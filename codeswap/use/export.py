@@ -47,7 +47,7 @@ def export(model: CodeSwap, facts: dict[str, str], path: Path, precision: Precis
     convolutions too, with ranges read on rendered faces: the fastest on processors that have instructions for it.
     Raises MissingModelError when a package for it is missing.
     """
-    size = model.vqgan.config.image_size
+    size, framing = model.vqgan.config.image_size, model.vqgan.config.framing
     one_way, masked = model.fusion.one_sided, model.mask_generator is not None
     outputs = ["image_ab"] + ([] if one_way else ["image_ba"])
     outputs += (["mask_b"] + ([] if one_way else ["mask_a"])) if masked else []
@@ -74,7 +74,7 @@ def export(model: CodeSwap, facts: dict[str, str], path: Path, precision: Precis
         _dynamic(partial)
     if precision == "static8":
         _static(partial, size)
-    _finish(partial, facts, precision)
+    _finish(partial, facts | {"framing": str(framing)}, precision)
     partial.replace(path)
 
 

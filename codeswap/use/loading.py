@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codeswap.data.align import Cut
 from codeswap.data.faces import to_float
 from codeswap.data.pictures import to_bytes
 from codeswap.models.codeswap import CodeSwap, load_codeswap
@@ -44,8 +45,9 @@ class SwappedCrops(NamedTuple):
 class Swapper:
     """A trained CodeSwap.
 
-    `size` is the side of its crops and `cell` that of a token in them, in pixels, `grid` the tokens on a side; `facts`
-    name its weights, for the marks of what it makes; `one_sided` makes no swap of b onto a (w/o S).
+    `size` is the side of its crops and `cell` that of a token in them, in pixels, `grid` the tokens on a side; `cut`
+    how faces are cut out for it; `facts` name its weights, for the marks of what it makes; `one_sided` makes no swap
+    of b onto a (w/o S).
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Swapper:
         self.facts, self._device = facts, device
         config = model.vqgan.config
         self.size, self.cell, self.grid = config.image_size, config.downsample, config.grid
+        self.cut = Cut(config.image_size, config.framing)
         self.one_sided = model.fusion.one_sided
         self._bf16 = precision == "bf16"
         if precision == "int8":
@@ -155,10 +158,10 @@ def load_swapper(models: Path, variant: str, precision: Precision = "fp32", *, p
     return Swapper(model, facts, torch.device("cuda" if torch.cuda.is_available() else "cpu"), precision)
 
 
-def load_identity(perception: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 (n, s, s, 3) aligned crops -> unit identity vectors (n, e). Raises MissingModelError."""
+def load_identity(perception: Path, framing: float) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 (n, s, s, 3) aligned crops of `framing` -> unit identity vectors (n, e). Raises MissingModelError."""
     try:
-        network = load(perception, "identity_train")
+        network = load(perception, "identity_train", framing)
     except PerceptionError as error:
         raise MissingModelError(f"faces cannot be compared: {error}; choose them by position") from None
 

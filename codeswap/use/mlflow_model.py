@@ -54,7 +54,7 @@ class CodeSwapModel(PythonModel):
         finder, pair = None if aligned else self._detector, []
         for text, name in ((a, "a"), (b, "b")):
             pixels = picture_of(_url(text), name, _MOST_PIXELS)
-            pair.append(Portrait(pixels, face_in(f"picture {name}", pixels, finder, self._swapper.size)))
+            pair.append(Portrait(pixels, face_in(f"picture {name}", pixels, finder, self._swapper.cut)))
         (found,) = swap_portraits(self._swapper, [tuple(pair)])
         return self._encoded(found.ab), None if found.ba is None else self._encoded(found.ba)
 

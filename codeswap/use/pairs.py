@@ -82,7 +82,7 @@ def _portraits(tools: Tools, pair: Pair, choices: tuple[Choice, Choice] = (None,
     """Both photographs with their faces; aligning one takes about as long as a small swap, so side by side."""
     with ThreadPoolExecutor(2) as pool:
         one, other = (
-            pool.submit(portrait, path, tools.detector, tools.swapper.size, choice)
+            pool.submit(portrait, path, tools.detector, tools.swapper.cut, choice)
             for path, choice in zip(pair, choices, strict=True)
         )
     return one.result(), other.result()

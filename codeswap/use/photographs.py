@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PILImage
 
-from codeswap.data.align import align, crop_transform, quad_of, resized
+from codeswap.data.align import Cut, align, crop_transform, quad_of, resized, whole
 from codeswap.data.records import UnusableError, read_picture
 from codeswap.perception.mtcnn import MTCNN, largest
-from codeswap.types import Detection
+from codeswap.types import Detection, corner_of
 from codeswap.use.errors import NoFaceError, UnfitFaceError, UnreadableError
 
 SMALLEST = 24  # pixels: a smaller face has nothing to give
@@ -20,10 +20,11 @@ SEAM = 0.08  # of the crop's side, over which it fades out at its border
 
 
 class Face(NamedTuple):
-    """A face of a photograph: its square `quad` (4, 2) in the photograph's pixels, and the aligned crop."""
+    """A face of a photograph: its square `quad` (4, 2) in the photograph's pixels, the crop, and `Cut.framing`."""
 
     quad: np.ndarray
     crop: np.ndarray
+    framing: float = 1.0
 
 
 class Portrait(NamedTuple):
@@ -50,29 +51,30 @@ def read(path: Path) -> np.ndarray:
         raise UnreadableError(f"{path} cannot be read as a picture ({error.detail})") from None
 
 
-def portrait(path: Path, detector: MTCNN | None, size: int, choice: int | Like | None) -> Portrait:
+def portrait(path: Path, detector: MTCNN | None, cut: Cut, choice: int | Like | None) -> Portrait:
     """A photograph and its face; without a detector it is an aligned crop already. Raises UseError."""
     pixels = read(path)
-    return Portrait(pixels, face_in(path, pixels, detector, size, choice))
+    return Portrait(pixels, face_in(path, pixels, detector, cut, choice))
 
 
 def face_in(
-    name: Path | str, pixels: np.ndarray, detector: MTCNN | None, size: int, choice: int | Like | None = None
+    name: Path | str, pixels: np.ndarray, detector: MTCNN | None, cut: Cut, choice: int | Like | None = None
 ) -> Face:
     """The face of a picture called `name` in what is said; without a detector it is an aligned crop already."""
-    return aligned(name, pixels, size) if detector is None else find(name, pixels, detector, size, choice)
+    return aligned(name, pixels, cut) if detector is None else find(name, pixels, detector, cut, choice)
 
 
-def aligned(path: Path | str, pixels: np.ndarray, size: int) -> Face:
+def aligned(path: Path | str, pixels: np.ndarray, cut: Cut) -> Face:
     """A picture that is an FFHQ-aligned crop already, as the face of itself. Raises UnreadableError if not square."""
     height, width = pixels.shape[:2]
     if height != width:
         raise UnreadableError(f"{path} is {width}x{height}: --aligned takes square crops")
-    low, high = -0.5, height - 0.5
-    return Face(np.array([[low, low], [low, high], [high, high], [high, low]]), resized(pixels, size))
+    quad = whole(height, cut.framing)
+    crop = resized(pixels, cut.size) if cut.framing == 1 else align(pixels, quad, cut.size).pixels
+    return Face(quad, crop, cut.framing)
 
 
-def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, size: int, choice: int | Like | None) -> Face:
+def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, cut: Cut, choice: int | Like | None) -> Face:
     """The face at a position from the left (from 1), or most like another; without `choice` the largest sure one.
 
     Raises NoFaceError, UnfitFaceError.
@@ -84,20 +86,20 @@ def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, size: int, choic
         raise NoFaceError(f"{path}: there is no face {choice}; {len(found)} were found, counted from the left from 1")
     if isinstance(choice, Like):
         large = [face for face in found if face.side >= SMALLEST and not in_profile(face.points)] or found
-        faces = [_aligned(path, pixels, face, size) for face in large]
+        faces = [_aligned(path, pixels, face, cut) for face in large]
         vectors = choice.embed(np.stack([choice.crop, *(face.crop for face in faces)]))
         return faces[int(np.argmax(vectors[1:] @ vectors[0]))]
-    return _aligned(path, pixels, largest(found) if choice is None else found[choice - 1], size)
+    return _aligned(path, pixels, largest(found) if choice is None else found[choice - 1], cut)
 
 
-def _aligned(path: Path | str, pixels: np.ndarray, face: Detection, size: int) -> Face:
+def _aligned(path: Path | str, pixels: np.ndarray, face: Detection, cut: Cut) -> Face:
     if face.side < SMALLEST:
         raise UnfitFaceError(f"{path}: the face is {face.side:.0f} px, at least {SMALLEST} are needed")
     if in_profile(face.points):
         raise UnfitFaceError(f"{path}: the face is seen from the side; choose another, or a picture with both eyes")
     try:
-        quad = quad_of(face.points)
-        return Face(quad, align(pixels, quad, size).pixels)
+        quad = quad_of(face.points, cut.framing)
+        return Face(quad, align(pixels, quad, cut.size).pixels, cut.framing)
     except ValueError as error:
         raise UnfitFaceError(f"{path}: the face cannot be aligned ({error})") from None
 
@@ -118,7 +120,7 @@ def paste(
     `match_colour`: the swap takes the mean and the spread of the crop's colours inside the mask (Reinhard et al. 2001).
     """
     size = len(swapped)
-    weight = (_ellipse(size) if mask is None else mask) * _border(size)
+    weight = (_ellipse(size, face.framing) if mask is None else mask) * _border(size)
     if match_colour:
         swapped = _recoloured(swapped, face.crop, weight)
     side = np.hypot(*(face.quad[3] - face.quad[0]))
@@ -159,9 +161,10 @@ def _border(size: int) -> np.ndarray:
     return np.minimum(ramp[:, None], ramp[None]) ** 2 * (3 - 2 * np.minimum(ramp[:, None], ramp[None]))
 
 
-def _ellipse(size: int) -> np.ndarray:
-    """Where a face lies in an FFHQ crop, with a soft edge."""
-    y, x = (np.mgrid[:size, :size] + 0.5) / size
+def _ellipse(size: int, framing: float) -> np.ndarray:
+    """Where a face lies in the crop, with a soft edge; the ellipse is given in FFHQ's square."""
+    left, top = corner_of(framing)
+    y, x = (np.mgrid[:size, :size] + 0.5) / size * framing + np.array([top, left])[:, None, None]
     radius = np.hypot((x - 0.5) / 0.36, (y - 0.55) / 0.42)
     return np.clip((1.1 - radius) / 0.2, 0, 1)
 

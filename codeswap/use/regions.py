@@ -21,7 +21,8 @@ def region_of(name: str, face: Face, picture: np.ndarray, swapper: Swapper, perc
     """
     if name in REGIONS:
         try:
-            labels = load(perception, "parsing").label_map(swapper.tensor(face.crop).cpu())[0]
+            parsing = load(perception, "parsing", swapper.cut.framing)
+            labels = parsing.label_map(swapper.tensor(face.crop).cpu())[0]
         except PerceptionError as error:
             raise MissingModelError(f"{error}, or paint the region and give its file") from None
         inside = among(labels, REGIONS[name]).numpy()

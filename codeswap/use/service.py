@@ -127,7 +127,7 @@ def create_app(swapper: Swapper, detector: MTCNN | None, limits: Limits) -> Fast
         pictures = [picture_of(text, name, limits.pixels) for text, name in ((pair.a, "A"), (pair.b, "B"))]
         finder = None if pair.aligned else detector
         named = zip(("picture A", "picture B"), pictures, strict=True)
-        return [Portrait(picture, photographs.face_in(name, picture, finder, swapper.size)) for name, picture in named]
+        return [Portrait(picture, photographs.face_in(name, picture, finder, swapper.cut)) for name, picture in named]
 
     def marked(pixels: np.ndarray) -> str:
         return data_url(encode_picture(pixels, ".png", "swap.png", swapper.facts))

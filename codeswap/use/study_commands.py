@@ -63,7 +63,7 @@ def _results_of(models: Path, faces: Faces) -> Result:
 
     def result(source: str, target: str):
         pictures = {key: faces.read(index[key]) for key in (source, target)}
-        pair = [Portrait(pixels, aligned(key, pixels, swapper.size)) for key, pixels in pictures.items()]
+        pair = [Portrait(pixels, aligned(key, pixels, swapper.cut)) for key, pixels in pictures.items()]
         return swap_portraits(swapper, [tuple(pair)])[0].ab
 
     return result

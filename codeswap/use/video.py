@@ -114,7 +114,7 @@ class FrameSwapper:
     """Puts the person of one aligned crop on frame after frame, and keeps count of how steady the result is."""
 
     def __init__(self, swapper: Swapper, source: np.ndarray, match_colour: bool) -> None:
-        self._size, self._swap, self._match_colour = swapper.size, swapper.onto(source), match_colour
+        self._cut, self._swap, self._match_colour = swapper.cut, swapper.onto(source), match_colour
         self._mask: np.ndarray | None = None
         self._before: tuple[np.ndarray, np.ndarray] | None = None  # crop and swap of the frame before
         self._changes = [0.0, 0.0]  # of the inputs, of the results
@@ -128,8 +128,8 @@ class FrameSwapper:
         if hidden:
             return pixels
         try:
-            quad = quad_of(points)
-            crop = align(pixels, quad, self._size).pixels
+            quad = quad_of(points, self._cut.framing)
+            crop = align(pixels, quad, self._cut.size).pixels
         except ValueError:  # points that show no face, or one outside the frame
             self._mask = self._before = None
             return pixels
@@ -143,7 +143,7 @@ class FrameSwapper:
                 self._changes[place] += float((np.abs(now.astype(np.float32) - then).mean(axis=2) * weight).mean())
         self._before = crop, naive
         self.swapped += 1
-        return paste(pixels, Face(quad, crop), naive, mask, self._match_colour)
+        return paste(pixels, Face(quad, crop, self._cut.framing), naive, mask, self._match_colour)
 
     @property
     def steadiness(self) -> float | None:

@@ -25,7 +25,7 @@ Weights = Annotated[Path | None, typer.Option(help="folder of the face detector'
 
 def _crops(paths: list[Path], swapper: Swapper, aligned: bool, weights: Path | None) -> list[np.ndarray]:
     detector = None if aligned else load_detector(weights)
-    return [photographs.portrait(path, detector, swapper.size, None).face.crop for path in paths]
+    return [photographs.portrait(path, detector, swapper.cut, None).face.crop for path in paths]
 
 
 def reconstruct(
