@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from codeswap.data.dressed import dressed
 from codeswap.data.evened import evened
 from codeswap.data.faces import to_float
+from codeswap.data.geometry import anchors
 from codeswap.data.labels import last_row, mirrored, mouth_kept, without_forehead
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
@@ -204,6 +205,19 @@ def test_in_a_mirror_left_parts_are_right_ones_and_go_to_where_the_targets_right
     found = mirrored(odd)
     assert (found == 4).sum() == 0 and torch.equal((found == 5).flip(-1), odd == 4)
     assert torch.equal((found == 8).flip(-1), odd == 7) and torch.equal((found == 10).flip(-1), odd == 10)
+
+
+def test_eyes_and_brows_of_pairs_are_on_their_sides_however_faces_are_mirrored(trained):
+    """Or what is carried to the target's left eye is the right one, across the nose."""
+    annotations = open_training_faces(trained, *ROLES).annotations
+    faces = np.arange(len(annotations))
+    for flip in (False, True):
+        parts = anchors(annotations.parsing(faces, np.full(len(faces), flip)))
+        brows_and_eyes, there = parts.points[:, :20:5, 0], parts.there[:, :20:5].bool()
+        for left, right in ((0, 1), (2, 3)):
+            seen = there[:, left] & there[:, right]
+            assert seen.sum() > len(faces) / 2
+            assert (brows_and_eyes[seen, left] < brows_and_eyes[seen, right]).all()
 
 
 def _half_lit(labels: torch.Tensor, shade: float) -> torch.Tensor:
