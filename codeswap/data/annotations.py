@@ -19,7 +19,6 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from codeswap.data.faces import Faces
-from codeswap.data.labels import mirrored
 
 ANNOTATIONS = "annotations.arrow"
 VECTORS = ("identity", "expression", "pose")  # each with a second column `<name>_mirrored`
@@ -139,9 +138,13 @@ class Annotations:
         return len(self._parsing)
 
     def parsing(self, indices: np.ndarray, flips: np.ndarray) -> UInt8[Tensor, "b h w"]:
-        """Label maps (ids of types.PARSING_LABELS) of the faces, mirrored (`labels.mirrored`) where `flips`."""
-        maps = torch.from_numpy(np.stack([decode_labels(self._parsing[index].as_py()) for index in indices.tolist()]))
-        return torch.where(torch.from_numpy(flips)[:, None, None], mirrored(maps), maps)
+        """Label maps (ids of types.PARSING_LABELS) of the faces, mirrored where `flips`.
+
+        Left and right ids are not exchanged by mirroring: every set of classes in use holds both.
+        """
+        maps = [decode_labels(self._parsing[index].as_py()) for index in indices.tolist()]
+        mirrored = [labels[:, ::-1] if flip else labels for labels, flip in zip(maps, flips.tolist(), strict=True)]
+        return torch.from_numpy(np.stack(mirrored))
 
 
 def _open(folder: Path) -> pa.Table:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from codeswap.data.geometry import anchors, centres, with_geometry_of
-from codeswap.data.labels import among, mirrored
+from codeswap.data.labels import among
 from codeswap.data.spoil import soften
 from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
@@ -31,7 +31,7 @@ def evened(image: Image, labels: Tensor) -> Image:
     share = _mean(right, face) - 0.5
     strength = _ramp(darker.abs(), *SHADE) * _ramp(off, *AHEAD) * _ramp(share.abs(), *HALVES)
     half = torch.where((darker < 0)[:, None, None, None], right, 1 - right)
-    seen = mirrored(labels)
+    seen = labels.flip(-1)
     other = torch.cat([image.flip(-1), among(seen, FACE_CLASSES)[:, None].float()], dim=1)
     other = with_geometry_of(other, seen, labels, torch.ones_like(strength))
     known = soften((other[:, 3:] > 0.9) * face, size / 2)

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from codeswap.data.labels import among
-from codeswap.types import FACE_CLASSES
+from codeswap.types import FACE_CLASSES, REGIONS
 
-# Labels of types.PARSING_LABELS: each brow, each eye, nose, mouth, and the whole face.
-PARTS = ((2,), (3,), (4,), (5,), (10,), (11, 12, 13), FACE_CLASSES)
+PAIRS = REGIONS["brows"], REGIONS["eyes"]  # the picture's left one, then its right one
+SINGLE = REGIONS["nose"], REGIONS["mouth"], FACE_CLASSES
 LEAST = 3  # pixels below which a part is not there
 EDGE = 2.0  # standard deviations from the middle of an ellipse to its edge
 REACH = 0.06  # of the picture's side: how far around it a part is felt
@@ -41,8 +41,8 @@ def anchors(labels: Tensor) -> Anchors:
     """The anchors of label maps (b, h, w)."""
     x, y = centres(labels)
     points, there = [], []
-    for part in PARTS:
-        inside = among(labels, part).float()
+    parts = [part for pair in PAIRS for part in _sides(labels, pair, x)]
+    for inside in (*parts, *(among(labels, classes) for classes in SINGLE)):
         area = inside.sum(dim=(1, 2)).clamp(min=1)
         middle = [(inside * axis).sum(dim=(1, 2)) / area for axis in (x, y)]
         spread = [
@@ -54,6 +54,24 @@ def anchors(labels: Tensor) -> Anchors:
             points.append(centre + torch.stack([right * spread[0], down * spread[1]], dim=1))
             there.append((inside.sum(dim=(1, 2)) >= LEAST).float())
     return Anchors(torch.stack(points, dim=1), torch.stack(there, dim=1))
+
+
+def _sides(labels: Tensor, pair: tuple[int, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of two parts, (b, h, w) each, lies on the left in the picture, and which on the right.
+
+    Ids tell two parts, but not sides: mirroring does not exchange them (data/annotations.py). Where one id is for both,
+    as our renderer has it, or one part is not seen, the middle divides.
+    """
+    one, two = (labels == each for each in pair)
+    middles = [_middle(part, x) for part in (one, two, one | two)]
+    left = torch.where(middles[0] < middles[1], one, two)
+    left = torch.where(one.any(dim=(1, 2), keepdim=True) & two.any(dim=(1, 2), keepdim=True), left, x < middles[2])
+    return (one | two) & left, (one | two) & ~left
+
+
+def _middle(part: Tensor, x: Tensor) -> Tensor:
+    """Mean of `x` (1, w) over `part` (b, h, w): (b, 1, 1)."""
+    return (part * x).sum(dim=(1, 2), keepdim=True) / part.sum(dim=(1, 2), keepdim=True).clamp(min=1)
 
 
 def with_geometry_of(

@@ -5,24 +5,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from codeswap.types import PARSING_LABELS, REGIONS, Mask
+from codeswap.types import REGIONS, Mask
 
 INNER_MOUTH = (11,)
-SIDES = (2, 3), (4, 5), (7, 8)  # brows, eyes, ears: left and right
 OPEN = 0.1, 0.3  # difference of two mouths' open shares from which a swap's begins to be, and is, the target's
 
 
 def among(labels: Tensor, classes: tuple[int, ...]) -> Bool[Tensor, "b h w"]:
     """Where label maps (b, h, w) show one of `classes`."""
     return torch.isin(labels, torch.tensor(classes, dtype=labels.dtype, device=labels.device))
-
-
-def mirrored(labels: Tensor) -> Tensor:
-    """Label maps (b, h, w) of the pictures seen in a mirror: what was the left eye is the right one."""
-    ids = torch.arange(len(PARSING_LABELS), dtype=labels.dtype, device=labels.device)
-    for left, right in SIDES:
-        ids[left], ids[right] = right, left
-    return ids[labels.flip(-1).long()]
 
 
 def last_row(part: Bool[Tensor, "b h w"]) -> Int[Tensor, " b"]:
