@@ -66,7 +66,7 @@ def copy(trained: Path, tmp_path: Path) -> Callable[..., Path]:
 def judges(monkeypatch: pytest.MonkeyPatch) -> Judges:
     """Networks that compute something known, given to every evaluation of the test."""
     made = small_judges()
-    monkeypatch.setattr(Judges, "load", classmethod(lambda cls, folder, device: made))
+    monkeypatch.setattr(Judges, "load", classmethod(lambda cls, folder, device, framing: made))
     return made
 
 

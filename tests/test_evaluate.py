@@ -188,7 +188,7 @@ def test_steadiness_by_hand() -> None:
 
 def test_faces_of_another_size_than_the_model_are_refused(tmp_path: Path, judges: Judges) -> None:
     places = models(tmp_path / "models")._replace(shards=shards(tmp_path / "faces", 3, 2, size=24))
-    with pytest.raises(ValueError, match="holds faces of 24 px, the model was trained for 16 px"):
+    with pytest.raises(ValueError, match=r"holds faces of 24 px and framing 1\.0, the model was trained for 16 px"):
         evaluate("ours", "faces", EvaluateConfig(), places, tmp_path / "metrics", tmp_path / "run")
 
 

@@ -57,9 +57,12 @@ class Judges:
         )
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> "Judges":
-        """The networks in `folder`, verified. Raises ValueError naming a role that nothing fills."""
-        return cls({role: roles.load(folder, role) for role in ROLES}, device)
+    def load(cls, folder: Path, device: torch.device, framing: float | None = None) -> "Judges":
+        """The networks in `folder`, verified, that look at faces of `framing` (`roles.load`).
+
+        Raises ValueError naming a role that nothing fills.
+        """
+        return cls({role: roles.load(folder, role, framing) for role in ROLES}, device)
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -27,7 +27,7 @@ from codeswap.evaluate.rivals import OnnxConfig, OnnxSwapper, ResultFolder, Riva
 from codeswap.evaluate.scores import ScoreTable, ranked_by_success, shown_pairs
 from codeswap.evaluate.stream import Pairs
 from codeswap.models.codeswap import CodeSwap, load_codeswap
-from codeswap.perception.roles import check_framing, sha256_of
+from codeswap.perception.roles import sha256_of
 from codeswap.types import Config
 
 ALONE = Team(rank=0, world=1)
@@ -86,8 +86,7 @@ def evaluate(
             f"{places.shards} holds faces of {faces.size} px and framing {faces.framing}, the model was trained for "
             f"{made_for.image_size} px and {made_for.framing}: give both the same image.size and image.framing"
         )
-    check_framing(places.perception, faces.framing, places.shards)
-    judges = Judges.load(places.perception, device)
+    judges = Judges.load(places.perception, device, faces.framing)
     pairs = Pairs(faces, pair_list, judges, device)
     rivals = _rivals(config, testset, pairs)
 
