@@ -57,7 +57,7 @@ def test_the_graph_is_the_swap_for_any_number_of_pairs(tmp_path: Path, variant: 
         for name, values in wanted.items():
             np.testing.assert_allclose(found[name], values, atol=1e-4)
     (note,) = (prop.value for prop in onnx.load(path).metadata_props if prop.key == "codeswap")
-    assert json.loads(note) == {"precision": "fp32", "swap": "abc"}
+    assert json.loads(note) == {"framing": "1.0", "precision": "fp32", "swap": "abc"}
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
