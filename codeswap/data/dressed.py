@@ -15,6 +15,7 @@ from codeswap.data.spoil import soften
 from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
 SHARE = 0.6  # of the way from the source's geometry to the target's: the rest of its face's proportions stays
+CONTRAST = 1.4  # to which a source's contrast is raised at most, where the target's light is harder
 SLOPE = 8.0  # reach of light that slopes over a face and goes on below the nose, in 64ths of the picture
 LIGHT = 5.0  # reach of smaller lights and shades, likewise
 HUE = 0.35  # log chroma by which a pixel may differ from its face's skin before it passes for hair, glass or make-up
@@ -48,7 +49,7 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     odd, odd_there = _oddness(log, upper), _oddness(wanted, upper)
     mine, theirs = _likeness(odd, HUE), _likeness(odd_there, HUE)
     lit, wanted_lit = (_around(x, upper * part, SLOPE * size, 1e-4) for x, part in ((log, mine), (wanted, theirs)))
-    contrast = (_deviation(wanted - wanted_lit, upper) / _deviation(log - lit, upper)).clamp(max=1)
+    contrast = (_deviation(wanted - wanted_lit, upper) / _deviation(log - lit, upper)).clamp(max=CONTRAST)
     log = wanted_lit + contrast * (log - lit)
     light = (wanted - log).mean(dim=1, keepdim=True)
     colour = wanted - log - light

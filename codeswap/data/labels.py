@@ -8,6 +8,7 @@ from torch import Tensor
 from codeswap.types import REGIONS, Mask
 
 INNER_MOUTH = (11,)
+BROW = 3  # 64ths of the picture above the brows that stay the face's: a higher or thicker brow has room there
 OPEN = 0.1, 0.3  # difference of two mouths' open shares from which a swap's begins to be, and is, the target's
 
 
@@ -23,13 +24,14 @@ def last_row(part: Bool[Tensor, "b h w"]) -> Int[Tensor, " b"]:
 
 
 def without_forehead(labels: Tensor) -> Tensor:
-    """Label maps (b, h, w) whose skin above the brows is background; unchanged where no brow is seen.
+    """Label maps (b, h, w) whose skin farther than BROW above the brows is background; unchanged where no brow is seen.
 
     Faces are aligned, so that a row is level with the brows.
     """
     first = labels.shape[1] - 1 - last_row(among(labels, REGIONS["brows"]).flip(1))
     rows = torch.arange(labels.shape[1], device=labels.device)
-    above = (rows < first[:, None])[:, :, None] & (first < labels.shape[1])[:, None, None]
+    seen = (first < labels.shape[1])[:, None, None]
+    above = (rows < first[:, None] - round(BROW * labels.shape[1] / 64))[:, :, None] & seen
     return labels.masked_fill(above & among(labels, REGIONS["skin"]), 0)
 
 
