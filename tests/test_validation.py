@@ -118,12 +118,12 @@ def test_a_mask_that_ends_at_the_brows_is_compared_with_what_lies_below(engine, 
     labels[:, 8:10, 4:12] = 2  # a brow
     critics = Critics(Coarse(), None, None, None, SimpleNamespace(label_map=lambda x: labels[: len(x)]))
     naive, mask = held_out.image, torch.zeros(8, 1, 32, 32)
-    mask[:, :, 8:24] = 1.0
+    mask[:, :, 6:24] = 1.0  # from two rows above the brow, three 64ths
     overlap = [
         validate_mask(engine, critics, held_out, [(naive, mask)], whose)["val/mask_iou"]
         for whose in ("source", "target")
     ]
-    assert overlap == pytest.approx([2 / 3, 1.0])
+    assert overlap == pytest.approx([3 / 4, 1.0])
 
 
 def test_a_mask_that_leaves_open_mouths_to_the_target_is_compared_with_the_rest(engine, held_out) -> None:
