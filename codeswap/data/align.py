@@ -74,6 +74,12 @@ def whole(size: int, framing: float = 1.0) -> np.ndarray:
     return part_of(np.array([[low, low], [low, high], [high, high], [high, low]]), framing)
 
 
+def cut_out(picture: np.ndarray, cut: Cut) -> Crop:
+    """The face of a uint8 (s, s, 3) picture that is an FFHQ-aligned crop already."""
+    quad = whole(len(picture), cut.framing)
+    return Crop(resized(picture, cut.size), quad) if cut.framing == 1 else align(picture, quad, cut.size)
+
+
 def crop_transform(quad: np.ndarray, size: int) -> np.ndarray:
     """The similarity (2, 3) that takes source pixels to pixels of the crop of `size`."""
     corner, right = quad[0], quad[3] - quad[0]

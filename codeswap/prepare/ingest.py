@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from codeswap.data.align import align, apply, crop_transform, quad_of, resized, whole
+from codeswap.data.align import Cut, align, apply, crop_transform, cut_out, quad_of
 from codeswap.data.manifest import (
     CARD,
     FACTS,
@@ -259,11 +259,9 @@ class _ShardMaker:
                 )
             if width < self.source.min_size:
                 raise UnusableError("too_small", f"{width} px, min_size is {self.source.min_size}")
-            quad = whole(width, self.image.framing)
-            scaled = None if points is None else apply(crop_transform(quad, self.image.size), points)
-            if self.image.framing == 1:
-                return resized(raw.pixels, self.image.size), None, scaled
-            return align(raw.pixels, quad, self.image.size).pixels, quad, scaled
+            crop = cut_out(raw.pixels, Cut(self.image.size, self.image.framing))
+            scaled = None if points is None else apply(crop_transform(crop.quad, self.image.size), points)
+            return crop.pixels, None if self.image.framing == 1 else crop.quad, scaled
         points = self._found(raw.pixels) if points is None else points
         try:
             quad = quad_of(points, self.image.framing)

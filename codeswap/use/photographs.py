@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PILImage
 
-from codeswap.data.align import Cut, align, crop_transform, quad_of, resized, whole
+from codeswap.data.align import Cut, align, crop_transform, cut_out, quad_of, resized
 from codeswap.data.records import UnusableError, read_picture
 from codeswap.perception.mtcnn import MTCNN, largest
 from codeswap.types import Detection, corner_of
@@ -69,9 +69,8 @@ def aligned(path: Path | str, pixels: np.ndarray, cut: Cut) -> Face:
     height, width = pixels.shape[:2]
     if height != width:
         raise UnreadableError(f"{path} is {width}x{height}: --aligned takes square crops")
-    quad = whole(height, cut.framing)
-    crop = resized(pixels, cut.size) if cut.framing == 1 else align(pixels, quad, cut.size).pixels
-    return Face(quad, crop, cut.framing)
+    crop = cut_out(pixels, cut)
+    return Face(crop.quad, crop.pixels, cut.framing)
 
 
 def find(path: Path | str, pixels: np.ndarray, detector: MTCNN, cut: Cut, choice: int | Like | None) -> Face:
