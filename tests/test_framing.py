@@ -31,7 +31,9 @@ from codeswap.prepare.ingest import ingest, plan
 from codeswap.prepare.perception import fill_roles
 from codeswap.train.inputs import codebook_inputs
 from codeswap.types import corner_of
+from codeswap.use.loading import load_swapper
 from codeswap.use.photographs import Face, aligned, paste
+from codeswap.use.video import FrameSwapper
 from tests.evaluation_world import models, shards
 
 # Eyes level at y 100, 40 apart; mouth 50 below them: FFHQ's square is 10..190 by 15..195 (tests/test_align.py).
@@ -186,6 +188,18 @@ def test_a_swap_is_cut_and_pasted_by_the_models_framing(copy: Callable[..., Path
     changed = (result != target).any(axis=-1)
     assert changed[40:70, 30:70].mean() > 0.5
     changed[18:98, 10:90] = False
+    assert not changed.any()
+
+
+def test_a_frame_of_a_video_is_cut_and_pasted_by_the_models_framing(copy: Callable[..., Path]) -> None:
+    root = copy()
+    _reframe(root / "models/codebook/card.json", 0.8)
+    swapper, faces = load_swapper(root / "models", "ours"), Faces([root / "data/shards/train/tiny"])
+    frame = np.asarray(PILImage.fromarray(faces.read(9)).resize((200, 220)))
+    result = FrameSwapper(swapper, faces.read(0), False)(frame, POINTS, True)
+    changed = (result != frame).any(axis=-1)
+    assert changed[100:160, 70:130].mean() > 0.5
+    changed[47:192, 28:172] = False
     assert not changed.any()
 
 
