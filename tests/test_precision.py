@@ -35,6 +35,29 @@ def test_eight_bits_convert_all_but_first_and_last_convolutions_and_padding_stay
     assert sum(isinstance(layer, Int8Conv) for layer in model.modules()) > 10
 
 
+@pytest.mark.parametrize(
+    ("found", "levels"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_vnni": False}, 127),
+        ({"architecture": "x86_64", "avx2": True, "avx_vnni": True}, 255),
+        ({"architecture": "aarch64"}, 255),
+    ],
+)
+def test_inputs_get_seven_bits_where_sums_of_eight_overflow(
+    found: dict[str, object], levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the largest products do not: 127 * 127 * 2 < 2**15 < 255 * 127 * 2."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    conv = torch.nn.Conv2d(16, 16, 1)
+    torch.nn.init.constant_(conv.weight, 1.0)
+    x = torch.full((1, 16, 4, 4), 3.0)
+    eight = Int8Conv(conv, 0.0, 3.0)
+    assert eight.scale == pytest.approx(3 / levels)
+    if levels == 127:  # right on every processor
+        torch.testing.assert_close(eight(x), conv(x), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(eight(2 * x), eight(x))
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_taken_again_without_new_pages_from_the_system(kept: bool) -> None:
     program = (

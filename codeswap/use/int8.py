@@ -2,7 +2,7 @@
 
 What is read of pictures and written to them stays fp32: the first and last convolutions, fusion, masks, normalisation.
 oneDNN multiplies (`torch.ops.onednn`, what torch's compiler calls for quantised models): fast on processors that have
-VNNI or AMX.
+VNNI or AMX. Without them x86 adds pairs of products in 16 bits, where 8 bits overflow: inputs get 7 there.
 """
 
 import warnings
@@ -15,6 +15,14 @@ from codeswap.types import Image
 from codeswap.use.errors import MissingModelError
 
 LEAST = 16  # input channels of a convolution that is worth it
+ADD_IN_32_BITS = ("avx512_vnni", "avx_vnni", "amx_int8")  # of torch.cpu.get_capabilities(), where it is an x86
+
+
+def input_levels() -> int:
+    """The largest number an input may become on this processor."""
+    found = torch.cpu.get_capabilities()
+    narrow = found.get("architecture") == "x86_64" and not any(found.get(name) for name in ADD_IN_32_BITS)
+    return 127 if narrow else 255
 
 
 class Int8Conv(nn.Module):
@@ -23,7 +31,8 @@ class Int8Conv(nn.Module):
     def __init__(self, conv: nn.Conv2d, low: float, high: float) -> None:
         super().__init__()
         low, high = min(low, 0.0), max(high, 1e-6)  # zero is exact: padding is
-        self.scale = (high - low) / 255
+        self.scale = (high - low) / input_levels()
+        self.high = high
         self.zero = round(-low / self.scale)
         weight = conv.weight.detach()
         steps = (weight.abs().amax((1, 2, 3)) / 127).clamp_min(1e-12)
@@ -33,7 +42,9 @@ class Int8Conv(nn.Module):
         self.steps, self.zeros, self.bias = steps, torch.zeros(len(steps), dtype=torch.int32), conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = torch.quantize_per_tensor(x.float(), self.scale, self.zero, torch.quint8).int_repr()
+        whole = torch.quantize_per_tensor(
+            x.float().clamp(max=self.high), self.scale, self.zero, torch.quint8
+        ).int_repr()
         return torch.ops.onednn.qconv2d_pointwise(
             whole, self.scale, self.zero, self.packed, self.steps, self.zeros, self.bias, *self.geometry,
             1.0, 0, torch.float32, "none", [], "",
