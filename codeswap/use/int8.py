@@ -31,8 +31,8 @@ class Int8Conv(nn.Module):
     def __init__(self, conv: nn.Conv2d, low: float, high: float) -> None:
         super().__init__()
         low, high = min(low, 0.0), max(high, 1e-6)  # zero is exact: padding is
-        self.scale = (high - low) / input_levels()
-        self.high = high
+        self.levels = input_levels()
+        self.scale = (high - low) / self.levels
         self.zero = round(-low / self.scale)
         weight = conv.weight.detach()
         steps = (weight.abs().amax((1, 2, 3)) / 127).clamp_min(1e-12)
@@ -42,9 +42,8 @@ class Int8Conv(nn.Module):
         self.steps, self.zeros, self.bias = steps, torch.zeros(len(steps), dtype=torch.int32), conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = torch.quantize_per_tensor(
-            x.float().clamp(max=self.high), self.scale, self.zero, torch.quint8
-        ).int_repr()
+        whole = torch.quantize_per_tensor(x.float(), self.scale, self.zero, torch.quint8).int_repr()
+        whole.clamp_(max=self.levels)
         return torch.ops.onednn.qconv2d_pointwise(
             whole, self.scale, self.zero, self.packed, self.steps, self.zeros, self.bias, *self.geometry,
             1.0, 0, torch.float32, "none", [], "",
