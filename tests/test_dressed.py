@@ -121,6 +121,63 @@ def test_hair_of_another_colour_over_a_cheek_does_not_tint_the_skin_beside_it(wh
         assert hidden[0] > hidden[2]
 
 
+def _dark(picture: torch.Tensor, rows: slice, columns: slice) -> None:
+    picture[..., rows, columns] = (picture[..., rows, columns] + 1) * 0.1 - 1
+
+
+def _over(picture: torch.Tensor, rows: slice, columns: slice) -> float:
+    """How bright a part is, in parts of the cheek."""
+    return ((picture[0, :, rows, columns] + 1).mean() / (picture[0, :, 31:35, 19:27] + 1).mean()).item()
+
+
+LENS = slice(23, 30), slice(19, 29)
+
+
+def test_dark_glasses_of_the_sources_stay_dark_and_do_not_change_its_skin():
+    labels = _labels()
+    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    bare = dressed(source, labels, target, labels)
+    _dark(source, *LENS), _dark(source, LENS[0], slice(35, 45))
+    made = dressed(source, labels, target, labels)
+    assert _over(made, slice(25, 28), slice(21, 27)) < 0.2  # 0.1 in the source's picture
+    torch.testing.assert_close(made[..., 33:36, 17:29], bare[..., 33:36, 17:29], atol=0.08, rtol=0)
+
+
+def test_dark_glasses_of_the_targets_stay_over_the_face_and_do_not_change_it():
+    labels = _labels()
+    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    source[:, 0, 36:54, 16:48] = 0.4
+    bare = dressed(source, labels, target, labels)
+    _dark(target, *LENS), _dark(target, LENS[0], slice(35, 45))
+    made = dressed(source, labels, target, labels)
+    lens = made[..., 25:28, 21:27], target[..., 25:28, 21:27]  # the eye behind it too
+    torch.testing.assert_close(*lens, atol=0.02, rtol=0)
+    torch.testing.assert_close(made[..., 33:46, 17:46], bare[..., 33:46, 17:46], atol=0.15, rtol=0)
+
+
+def test_a_rim_of_the_targets_stays_where_a_wrinkle_does_not():
+    labels = _labels()
+    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    under = slice(30, 31), slice(20, 28)
+    for share, kept in ((0.1, True), (0.75, False)):
+        lined = target.clone()
+        lined[:, :, under[0], under[1]] = (lined[:, :, under[0], under[1]] + 1) * share - 1
+        line = _over(dressed(source, labels, lined, labels), *under)
+        assert (line < 0.35) if kept else (line > 0.9)
+
+
+def test_a_strand_above_the_brows_is_not_carried_over_and_a_brow_is():
+    labels = _labels()
+    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    for rows in (slice(16, 18), slice(20, 22)):  # hair, brows
+        _dark(source, rows, slice(20, 28)), _dark(source, rows, slice(36, 44))
+    made = dressed(source, labels, target, labels)
+    assert _over(made, slice(16, 18), slice(21, 27)) > 0.85
+    assert _over(made, slice(20, 22), slice(21, 27)) < 0.4
+    without = torch.where((labels == 2) | (labels == 3), 1, labels)  # no brow is known: nothing is above one
+    assert _over(dressed(source, without, target, without), slice(16, 18), slice(21, 27)) < 0.5
+
+
 @pytest.mark.parametrize(("of_source", "of_target"), [(0, 2), (2, 0)])
 def test_the_mouth_is_the_targets_where_only_one_is_open(of_source, of_target):
     own, other = _labels(), _labels()

@@ -84,7 +84,7 @@ def test_averaged_weights_follow_the_trained_ones(tiny, trained, copy):
     begun, (plain, averaged) = load_file(root / "start/model.safetensors"), ended
     assert any(not torch.equal(plain[name], begun[name]) for name in begun)
     for name in begun:
-        torch.testing.assert_close(averaged[name], 0.75 * begun[name] + 0.25 * plain[name], rtol=0, atol=1e-7)
+        torch.testing.assert_close(averaged[name], 0.75 * begun[name] + 0.25 * plain[name], rtol=3e-7, atol=1e-7)
 
 
 def test_identity_is_judged_on_moved_pictures_and_nothing_else_is(tiny, copy):

@@ -23,12 +23,17 @@ def last_row(part: Bool[Tensor, "b h w"]) -> Int[Tensor, " b"]:
     return (part.any(dim=2) * rows).amax(dim=1) - 1
 
 
+def first_row(part: Bool[Tensor, "b h w"]) -> Int[Tensor, " b"]:
+    """The highest row in which each `part` is seen; as many as there are where it is not."""
+    return part.shape[1] - 1 - last_row(part.flip(1))
+
+
 def without_forehead(labels: Tensor) -> Tensor:
     """Label maps (b, h, w) whose skin farther than BROW above the brows is background; unchanged where no brow is seen.
 
     Faces are aligned, so that a row is level with the brows.
     """
-    first = labels.shape[1] - 1 - last_row(among(labels, REGIONS["brows"]).flip(1))
+    first = first_row(among(labels, REGIONS["brows"]))
     rows = torch.arange(labels.shape[1], device=labels.device)
     seen = (first < labels.shape[1])[:, None, None]
     above = (rows < first[:, None] - round(BROW * labels.shape[1] / 64))[:, :, None] & seen
