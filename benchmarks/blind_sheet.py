@@ -40,6 +40,8 @@ def faces_ahead(testset: str) -> tuple[Tensor, Tensor]:
 
 def write_sheets(out: Path, images: Tensor) -> None:
     """Numbered from left to right, on as many sheets as it takes."""
+    for old in out.glob("sheet-*.png"):
+        old.unlink()
     for number, sheet in enumerate(images.split(COLUMNS * ROWS)):
         first = number * COLUMNS * ROWS
         rows = sheet.split(COLUMNS)
@@ -50,6 +52,8 @@ def write_sheets(out: Path, images: Tensor) -> None:
 
 def draw(args: argparse.Namespace) -> None:
     images, ahead = faces_ahead(args.testset)
+    if beyond := [place for place in args.leave_out if place >= len(ahead)]:
+        raise SystemExit(f"--leave-out names {beyond}; `list` shows {len(ahead)} faces of {args.testset}, from 0")
     kept = torch.tensor([face for place, face in enumerate(ahead.tolist()) if place not in args.leave_out])
     if len(kept) < 2:
         raise SystemExit(f"{len(kept)} faces of {args.testset} are left: name fewer in --leave-out")

@@ -40,8 +40,11 @@ def _tiles(sheet: Path, count: int) -> list[np.ndarray]:
 def test_swaps_are_hidden_among_photographs_and_counted(
     faces: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("out").mkdir()
+    Path("out/sheet-2.png").write_bytes(b"of an earlier draw")
     words = ["--testset", "faces", "--pairs", "6", "--leave-out", "0,1", "--models", "one=models", "two=models"]
     _run(monkeypatch, "draw", "out", *words)
+    assert [path.name for path in Path("out").glob("*.png")] == ["sheet-1.png"]
     whose = json.loads(Path("out/key.json").read_text())
     assert Counter(whose) == {"one": 6, "two": 6, "photographs": 3}
     assert whose != ["one"] * 6 + ["two"] * 6 + ["photographs"] * 3
@@ -56,6 +59,8 @@ def test_swaps_are_hidden_among_photographs_and_counted(
     ]  # fmt: skip
     with pytest.raises(SystemExit, match=r"names \[15\]; out shows 15 pictures"):
         _run(monkeypatch, "count", "out", "--flagged", "15")
+    with pytest.raises(SystemExit, match=r"names \[12\]; `list` shows 12 faces of faces"):
+        _run(monkeypatch, "draw", "out", "--testset", "faces", "--leave-out", "3,12")
 
 
 def test_faces_that_look_ahead_are_listed(faces: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

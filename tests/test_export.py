@@ -75,6 +75,9 @@ def test_a_trained_model_keeps_its_swap_in_8_bits(trained: Path, tmp_path: Path)
         sizes[precision] = path.stat().st_size
         assert np.abs(run(path, a, b)["image_ab"] - wanted["image_ab"]).mean() < most
     assert sizes["weights8"] < sizes["fp32"] and sizes["dynamic8"] < sizes["fp32"]  # the tiny model is mostly graph
+    arrays = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "static8.onnx").graph.initializer]
+    whole = [array for array in arrays if array.dtype == np.int8 and array.ndim > 1]
+    assert whole and max(np.abs(array.astype(int)).max() for array in whole) == 64  # two products fit into 16 bits
 
 
 def test_8_bits_by_hand() -> None:

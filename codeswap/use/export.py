@@ -44,7 +44,8 @@ def export(model: CodeSwap, facts: dict[str, str], path: Path, precision: Precis
 
     `weights8` keeps large weights in 8 bits a number, one scale for each output channel, and computes in fp32: a
     quarter of the size. `dynamic8` also multiplies matrices in 8 bits (onnxruntime's dynamic quantisation); `static8`
-    convolutions too, with ranges read on rendered faces: the fastest on processors that have instructions for it.
+    convolutions too, with ranges read on rendered faces: the fastest on processors that have instructions for it. Its
+    weights have 7 bits, for others add pairs of products in 16 bits, where 8 and 8 overflow.
     Raises MissingModelError when a package for it is missing.
     """
     size, framing = model.vqgan.config.image_size, model.vqgan.config.framing
@@ -121,6 +122,7 @@ def _static(path: Path, size: int) -> None:
     quantize_static(
         str(path), str(path), Faces(), quant_format=QuantFormat.QDQ, per_channel=True,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        reduce_range=True,
     )  # fmt: skip
 
 
