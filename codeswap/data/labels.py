@@ -9,7 +9,8 @@ from codeswap.types import REGIONS, Mask
 
 INNER_MOUTH = (11,)
 BROW = 3  # 64ths of the picture above the brows that stay the face's: a higher or thicker brow has room there
-OPEN = 0.1, 0.3  # difference of two mouths' open shares from which a swap's begins to be, and is, the target's
+AROUND = 3  # 64ths of the picture beyond a mouth that belong to it: its tongue, the smile beside it
+OPEN = 0.08, 0.12  # difference of two mouths' open shares from which a swap's begins to be, and is, the target's
 
 
 def among(labels: Tensor, classes: tuple[int, ...]) -> Bool[Tensor, "b h w"]:
@@ -44,13 +45,13 @@ def mouth_kept(own: Tensor, other: Tensor) -> Mask:
     """How far (b, 1, h, w), 0 to 1, a swap on faces `other` keeps their mouths because those of `own` are not as open.
 
     Label maps (b, h, w) of sources and targets. How open: the share of a mouth that lies between its lips. What is kept
-    reaches two 64ths of the picture beyond the mouth.
+    reaches AROUND beyond the mouth.
     """
     shares = []
     for labels in (own, other):
         mouth, inner = (among(labels, part).sum(dim=(1, 2)) for part in (REGIONS["mouth"], INNER_MOUTH))
         shares.append(inner / mouth.clamp(min=1))
     differently = (((shares[0] - shares[1]).abs() - OPEN[0]) / (OPEN[1] - OPEN[0])).clamp(0, 1)
-    reach = max(1, other.shape[-1] // 32)
+    reach = round(AROUND * other.shape[-1] / 64)
     around = F.max_pool2d(among(other, REGIONS["mouth"])[:, None].float(), 2 * reach + 1, 1, reach)
     return around * differently[:, None, None, None]
