@@ -193,13 +193,13 @@ def test_the_mouth_is_the_targets_where_only_one_is_open(of_source, of_target):
 
 def test_how_much_of_the_targets_mouth_is_kept_goes_by_the_open_shares():
     closed, half, wide = _labels(), _labels(), _labels()
-    half[:, 44, 26:38] = 11  # a quarter of the mouth
+    half[:, 44, 28:33] = 11  # 5 of the 48 pixels of a mouth
     wide[:, 44:46, 26:38] = 11
     targets = torch.cat([closed, half, wide, half])
     kept = mouth_kept(torch.cat([closed, closed, closed, half]), targets)
-    expected = torch.tensor([0.0, (0.25 - 0.1) / (0.3 - 0.1), 1.0, 0.0])
+    expected = torch.tensor([0.0, (5 / 48 - 0.08) / (0.12 - 0.08), 1.0, 0.0])
     torch.testing.assert_close(kept.amax(dim=(1, 2, 3)), expected)
-    around = F.max_pool2d(((targets == 11) | (targets == 12))[:, None].float(), 5, 1, 2)
+    around = F.max_pool2d(((targets == 11) | (targets == 12))[:, None].float(), 7, 1, 3)
     torch.testing.assert_close(kept, expected[:, None, None, None] * around)
 
 

@@ -134,12 +134,12 @@ def test_a_mask_that_leaves_open_mouths_to_the_target_is_compared_with_the_rest(
     parsing = SimpleNamespace(label_map=lambda x: closed if torch.equal(x, held_out.image) else laughs)
     critics = Critics(Coarse(), None, None, None, parsing)
     mask = torch.ones(8, 1, 32, 32)
-    mask[:, :, 19:25, 7:25] = 0  # the laugh, and a pixel around it: two 64ths
+    mask[:, :, 18:26, 6:26] = 0  # the laugh, and two pixels around it
     overlap = [
         validate_mask(engine, critics, held_out, [(held_out.image, mask)], mouth=whose)["val/mask_iou"]
         for whose in ("source", "target")
     ]
-    assert overlap == pytest.approx([1 - 6 * 18 / 32**2, 1.0])
+    assert overlap == pytest.approx([1 - 8 * 20 / 32**2, 1.0])
 
 
 def test_alarms_of_log_lines() -> None:

@@ -52,6 +52,6 @@ def mouth_kept(own: Tensor, other: Tensor) -> Mask:
         mouth, inner = (among(labels, part).sum(dim=(1, 2)) for part in (REGIONS["mouth"], INNER_MOUTH))
         shares.append(inner / mouth.clamp(min=1))
     differently = (((shares[0] - shares[1]).abs() - OPEN[0]) / (OPEN[1] - OPEN[0])).clamp(0, 1)
-    reach = round(AROUND * other.shape[-1] / 64)
+    reach = max(1, round(AROUND * other.shape[-1] / 64))
     around = F.max_pool2d(among(other, REGIONS["mouth"])[:, None].float(), 2 * reach + 1, 1, reach)
     return around * differently[:, None, None, None]
