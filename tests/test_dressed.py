@@ -9,35 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from codeswap.data.dressed import dressed
-from codeswap.data.evened import evened
 from codeswap.data.faces import to_float
 from codeswap.data.labels import last_row, mouth_kept, without_forehead
 from codeswap.data.order import OrderConfig, order_faces
 from codeswap.data.pairs import PairConfig, Pairing
 from codeswap.train.feeds import PairBatch, PairFeed, face_mask, open_training_faces
 from codeswap.train.truth import dress
+from tests.drawn_faces import SIZE, drawn_face, drawn_labels
 
-SIZE = 64
 ROLES = ("identity_train", "expression_train", "pose")
-
-
-def _labels(mouth_y: int = 46) -> torch.Tensor:
-    """A face in rows 14 to 54: brows at 20, eyes at 25, a nose down to 36, a mouth around `mouth_y`."""
-    labels = torch.zeros(1, SIZE, SIZE, dtype=torch.uint8)
-    labels[:, 14:54, 16:48] = 1
-    labels[:, 20:22, 20:28], labels[:, 20:22, 36:44] = 2, 3
-    labels[:, 25:28, 21:27], labels[:, 25:28, 37:43] = 4, 5
-    labels[:, 26:36, 30:34] = 10
-    labels[:, mouth_y - 2 : mouth_y + 2, 26:38] = 12
-    return labels
-
-
-def _face(labels: torch.Tensor, skin: tuple[float, float, float], behind: float, lips: float = 0.5) -> torch.Tensor:
-    """Skin of one colour in [0, 1], lips `lips` times as bright, the rest grey; as a picture in [-1, 1]."""
-    shape = labels[:, None].expand(-1, 3, -1, -1)
-    colour = torch.tensor(skin).view(1, 3, 1, 1)
-    picture = torch.where(shape > 0, colour, torch.tensor(behind))
-    return torch.where(shape == 12, colour * lips, picture) * 2 - 1
 
 
 def _rough(picture: torch.Tensor) -> torch.Tensor:
@@ -47,8 +27,8 @@ def _rough(picture: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_face_is_the_sources_in_the_targets_colours_and_the_rest_the_targets():
-    own, other = _labels(44), _labels(48)
-    source, target = _face(own, (0.8, 0.6, 0.5), 0.9), _face(other, (0.3, 0.2, 0.15), 0.1, lips=1.0)
+    own, other = drawn_labels(44), drawn_labels(48)
+    source, target = drawn_face(own, (0.8, 0.6, 0.5), 0.9), drawn_face(other, (0.3, 0.2, 0.15), 0.1, lips=1.0)
     picture = (dressed(source, own, target, other) + 1) / 2
     torch.testing.assert_close(picture[..., :10, :], (target[..., :10, :] + 1) / 2)
     torch.testing.assert_close(picture[..., :8], (target[..., :8] + 1) / 2)
@@ -62,10 +42,10 @@ def test_the_face_is_the_sources_in_the_targets_colours_and_the_rest_the_targets
 
 
 def test_a_beard_of_the_sources_stays_and_does_not_change_its_skin():
-    labels = _labels()
-    bearded = _face(labels, (0.8, 0.6, 0.5), 0.9)
+    labels = drawn_labels()
+    bearded = drawn_face(labels, (0.8, 0.6, 0.5), 0.9)
     bearded[..., 38:54, 16:48] = -0.8
-    target = _face(labels, (0.5, 0.4, 0.3), 0.1)
+    target = drawn_face(labels, (0.5, 0.4, 0.3), 0.1)
     bearded, target = _rough(bearded), _rough(target)
     picture = (dressed(bearded, labels, target, labels) + 1) / 2
     cheek, chin = picture[0, :, 29:34, 22:27].mean(dim=(1, 2)), picture[0, :, 49:52, 28:36].mean()
@@ -74,8 +54,8 @@ def test_a_beard_of_the_sources_stays_and_does_not_change_its_skin():
 
 
 def test_the_targets_light_falls_on_the_sources_face():
-    labels = _labels()
-    source, target = _face(labels, (0.6, 0.5, 0.4), 0.2), _face(labels, (0.6, 0.5, 0.4), 0.2)
+    labels = drawn_labels()
+    source, target = drawn_face(labels, (0.6, 0.5, 0.4), 0.2), drawn_face(labels, (0.6, 0.5, 0.4), 0.2)
     target[..., 32:] = (target[..., 32:] + 1) * 0.6 - 1  # lit from the left
     picture = (dressed(source, labels, target, labels) + 1) / 2
     assert picture[0, :, 30:40, 40:44].mean() < 0.85 * picture[0, :, 30:40, 20:24].mean()
@@ -84,8 +64,8 @@ def test_the_targets_light_falls_on_the_sources_face():
 @pytest.mark.parametrize(("of_target", "expected"), [(2.0, 1.4), (1.2, 1.2), (0.5, 0.5)])
 def test_contrast_goes_to_the_targets_but_is_not_raised_beyond_bounds(of_target, expected):
     """Grain is the contrast here; above the mouth all of it is, for light slopes farther than grain."""
-    labels = _labels()
-    source = target = _face(labels, (0.6, 0.5, 0.4), 0.2)
+    labels = drawn_labels()
+    source = target = drawn_face(labels, (0.6, 0.5, 0.4), 0.2)
     source, target = (
         ((_rough(x) + 1) / (x + 1)) ** power * (x + 1) - 1 for x, power in ((source, 1), (target, of_target))
     )
@@ -98,8 +78,8 @@ def test_contrast_goes_to_the_targets_but_is_not_raised_beyond_bounds(of_target,
 
 
 def test_colours_that_lie_on_a_part_of_the_sources_skin_give_way_to_the_targets():
-    labels = _labels()
-    source, target = _face(labels, (0.6, 0.5, 0.4), 0.2), _face(labels, (0.6, 0.5, 0.4), 0.2)
+    labels = drawn_labels()
+    source, target = drawn_face(labels, (0.6, 0.5, 0.4), 0.2), drawn_face(labels, (0.6, 0.5, 0.4), 0.2)
     source[:, 2, 36:46, 36:] = 0.4  # blue light on one cheek
     picture = (dressed(_rough(source), labels, _rough(target), labels) + 1) / 2
     torch.testing.assert_close(
@@ -109,8 +89,8 @@ def test_colours_that_lie_on_a_part_of_the_sources_skin_give_way_to_the_targets(
 
 @pytest.mark.parametrize("whose", ["source", "target"])
 def test_hair_of_another_colour_over_a_cheek_does_not_tint_the_skin_beside_it(whose):
-    labels = _labels()
-    source, target = _face(labels, (0.6, 0.5, 0.4), 0.2), _face(labels, (0.7, 0.55, 0.4), 0.2)
+    labels = drawn_labels()
+    source, target = drawn_face(labels, (0.6, 0.5, 0.4), 0.2), drawn_face(labels, (0.7, 0.55, 0.4), 0.2)
     strand = torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1) * 2 - 1
     (source if whose == "source" else target)[..., 24:36, 42:46] = strand
     picture = (dressed(_rough(source), labels, _rough(target), labels) + 1) / 2
@@ -134,8 +114,8 @@ LENS = slice(23, 30), slice(19, 29)
 
 
 def test_dark_glasses_of_the_sources_stay_dark_and_do_not_change_its_skin():
-    labels = _labels()
-    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    labels = drawn_labels()
+    source, target = (_rough(drawn_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
     bare = dressed(source, labels, target, labels)
     _dark(source, *LENS), _dark(source, LENS[0], slice(35, 45))
     made = dressed(source, labels, target, labels)
@@ -144,8 +124,8 @@ def test_dark_glasses_of_the_sources_stay_dark_and_do_not_change_its_skin():
 
 
 def test_dark_glasses_of_the_targets_stay_over_the_face_and_do_not_change_it():
-    labels = _labels()
-    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    labels = drawn_labels()
+    source, target = (_rough(drawn_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
     source[:, 0, 36:54, 16:48] = 0.4
     bare = dressed(source, labels, target, labels)
     _dark(target, *LENS), _dark(target, LENS[0], slice(35, 45))
@@ -156,8 +136,8 @@ def test_dark_glasses_of_the_targets_stay_over_the_face_and_do_not_change_it():
 
 
 def test_a_rim_of_the_targets_stays_where_a_wrinkle_does_not():
-    labels = _labels()
-    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    labels = drawn_labels()
+    source, target = (_rough(drawn_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
     under = slice(30, 31), slice(20, 28)
     for share, kept in ((0.1, True), (0.75, False)):
         lined = target.clone()
@@ -167,8 +147,8 @@ def test_a_rim_of_the_targets_stays_where_a_wrinkle_does_not():
 
 
 def test_a_strand_above_the_brows_is_not_carried_over_and_a_brow_is():
-    labels = _labels()
-    source, target = (_rough(_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
+    labels = drawn_labels()
+    source, target = (_rough(drawn_face(labels, skin, 0.2)) for skin in ((0.6, 0.5, 0.4), (0.8, 0.6, 0.5)))
     for rows in (slice(16, 18), slice(20, 22)):  # hair, brows
         _dark(source, rows, slice(20, 28)), _dark(source, rows, slice(36, 44))
     made = dressed(source, labels, target, labels)
@@ -180,9 +160,9 @@ def test_a_strand_above_the_brows_is_not_carried_over_and_a_brow_is():
 
 @pytest.mark.parametrize(("of_source", "of_target"), [(0, 2), (2, 0)])
 def test_the_mouth_is_the_targets_where_only_one_is_open(of_source, of_target):
-    own, other = _labels(), _labels()
+    own, other = drawn_labels(), drawn_labels()
     own[:, 45 : 45 + of_source, 28:36] = other[:, 45 : 45 + of_target, 28:36] = 11
-    source, target = _face(own, (0.6, 0.5, 0.4), 0.2), _face(other, (0.6, 0.5, 0.4), 0.2, lips=0.9)
+    source, target = drawn_face(own, (0.6, 0.5, 0.4), 0.2), drawn_face(other, (0.6, 0.5, 0.4), 0.2, lips=0.9)
     for labels, picture in ((own, source), (other, target)):
         picture[(labels == 11)[:, None].expand(-1, 3, -1, -1)] = 0.9  # teeth
     middle = (..., slice(45, 47), slice(29, 35))
@@ -192,7 +172,7 @@ def test_the_mouth_is_the_targets_where_only_one_is_open(of_source, of_target):
 
 
 def test_how_much_of_the_targets_mouth_is_kept_goes_by_the_open_shares():
-    closed, half, wide = _labels(), _labels(), _labels()
+    closed, half, wide = drawn_labels(), drawn_labels(), drawn_labels()
     half[:, 44, 28:33] = 11  # 5 of the 48 pixels of a mouth
     wide[:, 44:46, 26:38] = 11
     targets = torch.cat([closed, half, wide, half])
@@ -210,7 +190,7 @@ def test_a_face_without_known_parts_is_the_targets():
 
 
 def test_the_forehead_is_the_skin_more_than_three_64ths_above_the_brows():
-    labels = torch.cat([_labels(), _labels()])
+    labels = torch.cat([drawn_labels(), drawn_labels()])
     labels[0, 10:14, 16:48] = 17  # hair
     labels[1][(labels[1] == 2) | (labels[1] == 3)] = 1
     found = without_forehead(labels)
@@ -272,44 +252,13 @@ def test_a_training_on_photographs_is_told_and_resumes(tiny, copy, variant):
 @pytest.mark.parametrize("one_id", [True, False])
 def test_a_face_in_a_mirror_keeps_its_eyes_and_brows(one_id):
     """Mirroring does not exchange ids (data/annotations.py): the target's left eye is not that across the nose."""
-    own, other = _labels(), _labels()
+    own, other = drawn_labels(), drawn_labels()
     if one_id:  # as rendered faces have them
         own[own == 3], own[own == 5] = 2, 4
-    source, target = _face(own, (0.8, 0.6, 0.5), 0.9), _face(other, (0.8, 0.6, 0.5), 0.1)
+    source, target = drawn_face(own, (0.8, 0.6, 0.5), 0.9), drawn_face(other, (0.8, 0.6, 0.5), 0.1)
     for eye in (4, 5):
         source[(own == eye)[:, None].expand(-1, 3, -1, -1)] = -0.9
         target[(other == eye)[:, None].expand(-1, 3, -1, -1)] = -0.9
     straight = dressed(source, own, target, other)
     torch.testing.assert_close(dressed(source.flip(-1), own.flip(-1), target, other), straight)
     assert straight[0, :, 25:28, 22:26].max() < -0.5 < -0.1 < straight[0, :, 25:28, 30:34].min()
-
-
-def _half_lit(labels: torch.Tensor, shade: float) -> torch.Tensor:
-    """An even face with a beauty spot on either cheek, of which the left one is larger; its right half `shade` times as
-    bright."""
-    picture = _face(labels, (0.8, 0.6, 0.5), 0.9)
-    picture[..., 38:42, 20:24] = picture[..., 39:41, 42:44] = -0.8
-    half = (torch.arange(SIZE) >= SIZE // 2) & (labels > 0)[:, None]
-    return torch.where(half, (picture + 1) * shade - 1, picture)
-
-
-def test_a_face_lit_from_one_side_has_its_brighter_half_twice():
-    labels = _labels()
-    source = _half_lit(labels, 0.3)
-    found = evened(source, labels)
-    torch.testing.assert_close(found[..., :28], source[..., :28], atol=0.02, rtol=0)
-    face = (slice(None), slice(None), slice(22, 52), slice(36, 46))
-    torch.testing.assert_close(found[face], source.flip(-1)[face], atol=0.06, rtol=0)
-    beyond = (labels == 0)[:, None].expand(-1, 3, -1, -1)
-    assert torch.equal(found[beyond], source[beyond])
-
-
-def test_other_faces_are_not_evened():
-    labels = _labels()
-    turned = labels.clone()
-    turned[:, 26:36, 30:34], turned[:, 26:36, 33:37] = 1, 10  # its nose points aside
-    narrow = labels.clone()
-    narrow[:, 14:54, 40:48] = 0  # half of it is hidden
-    for given, shade in ((labels, 0.75), (turned, 0.3), (narrow, 0.3)):
-        source = _half_lit(given, shade)
-        torch.testing.assert_close(evened(source, given), source)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codeswap.data.evened import DARKEST, SKIN, evened
 from codeswap.data.geometry import with_geometry_of
-from codeswap.data.labels import among, first_row, last_row, mouth_kept
+from codeswap.data.labels import above_brows, among, last_row, mouth_kept
 from codeswap.data.spoil import soften
 from codeswap.types import FACE_CLASSES, REGIONS, Image, Mask
 
@@ -75,11 +75,9 @@ def dressed(source: Image, own: Tensor, target: Image, other: Tensor) -> Image:
     picture = log.exp().clamp(0, 1) * 2 - 1
     edge = soften(1 - F.max_pool2d(1 - face, 3, 1, 1), EDGE * size)
     edge = edge * soften(_likeness(odd / HIDDEN), EDGE * size)
-    brows = among(other, REGIONS["brows"])
-    above = upper * (rows < first_row(brows)[:, None])[:, None, :, None] * brows.any(dim=(1, 2), keepdim=True)[:, None]
-    strands = F.max_pool2d(above * (1 - _likeness(dark / STRAND)), 3, 1, 1)
+    strands = F.max_pool2d(upper * above_brows(other)[:, None] * (1 - _likeness(dark / STRAND)), 3, 1, 1)
     edge = edge * (1 - soften(strands, EDGE * size))
-    edge = edge * (1 - _covered(dark_there, upper, size)) * (1 - _rims(wanted, other, upper, size))
+    edge = edge * (1 - _covered(1 - bare_there, upper, size)) * (1 - _rims(wanted, other, upper, size))
     edge = edge * (1 - soften(mouth_kept(own, other), EDGE * size))
     return target + edge * (picture - target)
 
@@ -108,8 +106,8 @@ def _darkness(log: Tensor, skin: Mask) -> Tensor:
 
 
 def _covered(dark: Tensor, skin: Mask, size: float) -> Mask:
-    """Where something wide and dark covers the face (b, 1, h, w): the eyes too where it is all around them."""
-    wide, dark = 2 * round(COVER * size) + 1, 1 - _likeness(dark / DARK)
+    """Where something wide and `dark` (0 to 1) covers the face (b, 1, h, w): the eyes too where all around them is."""
+    wide = 2 * round(COVER * size) + 1
     thick = -F.max_pool2d(-torch.where(skin > 0, dark, 1), wide, 1, wide // 2)
     thick = F.max_pool2d(thick, wide, 1, wide // 2).minimum(dark)
     around = _around(thick, skin, 2 * size, 1e-4)

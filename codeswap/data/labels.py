@@ -24,20 +24,20 @@ def last_row(part: Bool[Tensor, "b h w"]) -> Int[Tensor, " b"]:
     return (part.any(dim=2) * rows).amax(dim=1) - 1
 
 
-def first_row(part: Bool[Tensor, "b h w"]) -> Int[Tensor, " b"]:
-    """The highest row in which each `part` is seen; as many as there are where it is not."""
-    return part.shape[1] - 1 - last_row(part.flip(1))
-
-
-def without_forehead(labels: Tensor) -> Tensor:
-    """Label maps (b, h, w) whose skin farther than BROW above the brows is background; unchanged where no brow is seen.
+def above_brows(labels: Tensor, rows: int = 0) -> Bool[Tensor, "b h 1"]:
+    """The rows of label maps (b, h, w) that are more than `rows` above the brows; none where no brow is seen.
 
     Faces are aligned, so that a row is level with the brows.
     """
-    first = first_row(among(labels, REGIONS["brows"]))
-    rows = torch.arange(labels.shape[1], device=labels.device)
-    seen = (first < labels.shape[1])[:, None, None]
-    above = (rows < first[:, None] - round(BROW * labels.shape[1] / 64))[:, :, None] & seen
+    height = labels.shape[1]
+    first = height - 1 - last_row(among(labels, REGIONS["brows"]).flip(1))
+    above = torch.arange(height, device=labels.device) < first[:, None] - rows
+    return (above & (first < height)[:, None])[:, :, None]
+
+
+def without_forehead(labels: Tensor) -> Tensor:
+    """Label maps (b, h, w) whose skin farther than BROW above the brows, where those are seen, is background."""
+    above = above_brows(labels, round(BROW * labels.shape[1] / 64))
     return labels.masked_fill(above & among(labels, REGIONS["skin"]), 0)
 
 
